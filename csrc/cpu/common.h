@@ -1,0 +1,104 @@
+// What the torch-facing half of every CPU op shares: argument checks, element types, dropout, scratch memory.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "isa.h"
+
+namespace smartcs {
+
+// The smartcs.ops front doors name arguments for users; these checks keep a direct call of the raw op from touching
+// memory it does not own.
+inline void check_cpu_contiguous(const at::Tensor& tensor, const char* op, const char* name) {
+  TORCH_CHECK(tensor.device().is_cpu(), op, ": ", name, " is on ", tensor.device(), ", expected a CPU tensor");
+  TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+inline void check_like(const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape, const char* op,
+                       const char* name) {
+  check_cpu_contiguous(tensor, op, name);
+  TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " has dtype ", tensor.scalar_type(), ", expected ", dtype);
+  TORCH_CHECK(tensor.sizes() == shape, op, ": ", name, " has shape ", tensor.sizes(), ", expected ", shape);
+}
+
+inline Storage storage_of(const at::Tensor& tensor, const char* op) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return kFloat32;
+    case at::kDouble:
+      return kFloat64;
+    case at::kBFloat16:
+      return kBFloat16;
+    default:
+      TORCH_CHECK(false, op, ": dtype ", tensor.scalar_type(), " has no CPU kernel; use float32, float64 or bfloat16");
+  }
+}
+
+// Statistics, log-sum-exps and partial sums: float64 for float64 data, else float32.
+inline at::ScalarType compute_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline at::Tensor empty(at::IntArrayRef shape, at::ScalarType dtype) {
+  return at::empty(shape, at::TensorOptions().dtype(dtype));
+}
+
+inline void* data_or_null(const at::Tensor& tensor) { return tensor.numel() > 0 ? tensor.data_ptr() : nullptr; }
+
+inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const char* op) {
+  TORCH_CHECK(p >= 0 && p < 1, op, ": dropout_p is ", p, ", expected 0 <= dropout_p < 1");
+  Dropout dropout;
+  dropout.threshold = static_cast<uint32_t>(std::fmin(std::nearbyint(p * 4294967296.0), 4294967295.0));
+  dropout.keep_scale = 1.0 / (1.0 - p);
+  dropout.seed = static_cast<uint64_t>(seed);
+  dropout.stream = static_cast<uint64_t>(stream);
+  return dropout;
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Uninitialised memory for one thread's work, aligned for the widest vectors.
+inline std::unique_ptr<void, Free> scratch(int64_t bytes) {
+  void* p = std::aligned_alloc(64, static_cast<size_t>((bytes + 64) / 64 * 64));
+  TORCH_CHECK(p != nullptr, "smartcs: out of memory for ", bytes, " bytes of scratch");
+  return std::unique_ptr<void, Free>(p);
+}
+
+// One row of dropout factors, as fill_keep writes it.
+inline std::unique_ptr<void, Free> keep_row(int64_t columns) {
+  return scratch((columns + 63) / 64 * 64 * static_cast<int64_t>(sizeof(double)));
+}
+
+// Enough elements per task that starting a thread costs less than it saves.
+inline int64_t grain(int64_t elements_per_item) {
+  constexpr int64_t kElements = 16384;
+  return elements_per_item >= kElements ? 1 : kElements / (elements_per_item > 0 ? elements_per_item : 1);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// total (C) = sum of partials (count, C) in order, columns split among threads.
+template <class Kernel>
+at::Tensor summed(Kernel kernel, const void* partials, int64_t count, int64_t columns, at::ScalarType dtype) {
+  at::Tensor total = empty({columns}, dtype);
+  at::parallel_for(0, ceil_div(columns, 64), grain(64 * count), [&](int64_t begin, int64_t end) {
+    kernel(partials, count, columns, total.data_ptr(), begin * 64, std::min(end * 64, columns));
+  });
+  return total;
+}
+
+}  // namespace smartcs

@@ -1,0 +1,176 @@
+"""Which examples come next: endless shuffled index streams, and the round robin over tasks.
+
+Everything follows from the seed, and the position is a few integers, so a run can be resumed exactly.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class IndexStream:
+    """An endless shuffled stream of the indices 0..size-1: every pass holds each index once.
+
+    The order of a pass follows from (seed, name, number of the pass) alone, so the state is two integers.
+
+    Args:
+        name: the task; streams of the same seed and another name are independent.
+        size: number of examples, at least 1.
+        batch_size: indices per batch, at least 1; may exceed `size`.
+        seed: a non-negative integer.
+
+    Raises:
+        ValueError: an argument is out of range; names the task.
+    """
+
+    def __init__(self, name: str, size: int, batch_size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError(f"{name}: no examples to sample from, expected at least 1")
+        if batch_size < 1:
+            raise ValueError(f"{name}: batch size is {batch_size}, expected at least 1")
+        if seed < 0:
+            raise ValueError(f"{name}: seed is {seed}, expected a non-negative integer")
+        self.name, self.size, self.batch_size, self.seed = name, size, batch_size, seed
+        self._pass = 0
+        self._position = 0
+        self._order = self._shuffle(0)
+
+    @property
+    def batches_per_pass(self) -> int:
+        """The fewest batches that give every example at least once."""
+        return -(-self.size // self.batch_size)
+
+    def next_batch(self) -> np.ndarray:
+        """[batch_size] int64: the next indices; a batch at the end of a pass goes on into the next one."""
+        parts = []
+        missing = self.batch_size
+        while missing:
+            if self._position == self.size:
+                self._pass += 1
+                self._position = 0
+                self._order = self._shuffle(self._pass)
+            part = self._order[self._position : self._position + missing]
+            self._position += len(part)
+            missing -= len(part)
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands, JSON-able: its identity, the pass and the position in it."""
+        return {**self._identity(), "pass": self._pass, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where the stream of `state` stood.
+
+        Raises:
+            ValueError: the state is of another stream (size, batch size or seed), incomplete or impossible.
+        """
+        identity = self._identity()
+        _check_keys(self.name, state, {*identity, "pass", "position"})
+        for key, expected in identity.items():
+            if state[key] != expected:
+                raise ValueError(f"{self.name}: the saved state has {key} {state[key]}, expected {expected}")
+        if state["pass"] < 0 or not 0 <= state["position"] <= self.size:
+            raise ValueError(
+                f"{self.name}: the saved state has pass {state['pass']} and position {state['position']}, "
+                f"expected pass 0 or later and position 0 to {self.size}"
+            )
+        self._pass, self._position = state["pass"], state["position"]
+        self._order = self._shuffle(self._pass)
+
+    def _identity(self) -> dict[str, int]:
+        return {"size": self.size, "batch_size": self.batch_size, "seed": self.seed}
+
+    def _shuffle(self, number: int) -> np.ndarray:
+        # crc32 and not hash(): Python salts the hash of strings in every process.
+        generator = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), number])
+        return generator.permutation(self.size)
+
+
+class RoundRobinSampler:
+    """One batch of each task in turn; an epoch is a fixed number of cycles.
+
+    Args:
+        sizes: number of examples per task; the order of the tasks is the order within a cycle.
+        batch_sizes: batch size per task, the same tasks.
+        seed: a non-negative integer; equal seeds give equal batches.
+        cycles: cycles per epoch; by default the fewest that exhaust the smallest loader, that is the
+            minimum over tasks of ceil(size / batch size).
+
+    Raises:
+        ValueError: no task, a task without examples or batch size, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        cycles: int | None = None,
+    ) -> None:
+        if not sizes:
+            raise ValueError("RoundRobinSampler: sizes names no task, expected at least one")
+        _check_keys("RoundRobinSampler: batch_sizes", batch_sizes, set(sizes))
+        if cycles is not None and cycles < 1:
+            raise ValueError(f"RoundRobinSampler: cycles is {cycles}, expected at least 1")
+        self._streams = [IndexStream(name, sizes[name], batch_sizes[name], seed) for name in sizes]
+        self.cycles = cycles or min(stream.batches_per_pass for stream in self._streams)
+        self.epoch = 0
+        self._step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch, all tasks together."""
+        return self.cycles * len(self._streams)
+
+    def batches(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(task, [batch size] int64 indices) until the epoch ends; after `load_state_dict` its remainder.
+
+        The state counts a batch as soon as it is handed out. The epoch ends, and the next one may begin,
+        when this iterator is exhausted.
+        """
+        while self._step < self.steps_per_epoch:
+            stream = self._streams[self._step % len(self._streams)]
+            self._step += 1
+            yield stream.name, stream.next_batch()
+        self._step = 0
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler stands, JSON-able."""
+        return {
+            "epoch": self.epoch,
+            "step": self._step,
+            "cycles": self.cycles,
+            "streams": {stream.name: stream.state_dict() for stream in self._streams},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the sampler of `state` stood; `cycles` comes from the state too.
+
+        Raises:
+            ValueError: the state has other tasks, sizes, batch sizes or another seed, or is incomplete.
+        """
+        _check_keys("RoundRobinSampler: saved state", state, {"epoch", "step", "cycles", "streams"})
+        names = [stream.name for stream in self._streams]
+        if list(state["streams"]) != names:
+            raise ValueError(
+                f"RoundRobinSampler: the saved state has the tasks {', '.join(state['streams'])}, "
+                f"expected {', '.join(names)}"
+            )
+        for stream in self._streams:
+            stream.load_state_dict(state["streams"][stream.name])
+        self.epoch, self._step, self.cycles = state["epoch"], state["step"], state["cycles"]
+
+
+def _check_keys(what: str, found: Mapping[str, Any], expected: set[str]) -> None:
+    missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
+    if missing or unknown:
+        problem = [f"lacks {', '.join(missing)}"] if missing else []
+        problem += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+        raise ValueError(f"{what} {' and '.join(problem)}, expected {', '.join(sorted(expected))}")

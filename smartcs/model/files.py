@@ -1,0 +1,84 @@
+"""Reading and writing the files of a checkpoint folder, and the two errors that go with them."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Writer = Callable[[Path], None]
+"""Writes one whole file to the path it is given."""
+
+
+class ModelSourceError(OSError):
+    """A model could not be found or fetched; the message is one line and says what to do."""
+
+
+class CheckpointError(ValueError):
+    """A file of a checkpoint is damaged, or describes a model that is not a plain BERT encoder."""
+
+
+def first_line(error: BaseException) -> str:
+    """`Type: message` of an error, without the advice that libraries print on the lines below."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises CheckpointError naming the file if it holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
+        raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def json_writer(value: Mapping[str, Any]) -> Writer:
+    """A writer for `write_files` that stores `value` as indented, sorted JSON."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return lambda path: _write_text(path, text)
+
+
+def text_writer(text: str) -> Writer:
+    """A writer for `write_files` that stores `text` as UTF-8 with its line ends untouched."""
+    return lambda path: _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def write_files(folder: Path, writers: Mapping[str, Writer], remove: Iterable[str] = ()) -> None:
+    """Write several files of a folder so that a crash or a full disk leaves the old ones whole.
+
+    Every file is first written in full under a temporary name beside its target, and only when all
+    of them are complete are they moved into place (`os.replace`, atomic on one file system).
+
+    Args:
+        folder: created with its parents if missing.
+        writers: file name relative to `folder` -> function that writes that file to a given path.
+        remove: names that must not survive beside the new files (they would contradict them).
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"cannot save to {folder}: it is a file, expected a folder")
+    temporary: dict[Path, Path] = {}
+    try:
+        for name, write in writers.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The process id keeps two runs that save to one folder from writing into one file.
+            temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            temporary[target].touch()
+            mode = temporary[target].stat().st_mode
+            write(temporary[target])
+            # safetensors makes files that only their owner may read; others shall get the usual mode.
+            temporary[target].chmod(mode)
+        for target, path in temporary.items():
+            os.replace(path, target)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    for name in remove:
+        (folder / name).unlink(missing_ok=True)

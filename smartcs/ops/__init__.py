@@ -1,0 +1,23 @@
+"""The ops: one file each, with its formulas, its reference in plain PyTorch and its autograd function.
+
+These functions are the only door to an implementation; ``smartcs.ops.backend`` decides which one runs.
+"""
+
+from .._extension import extension_status
+from . import add_layer_norm as _add_layer_norm
+from . import attention as _attention
+from . import bias_gelu as _bias_gelu
+from . import embedding as _embedding
+from . import symmetric_kl as _symmetric_kl
+from .add_layer_norm import add_layer_norm
+from .attention import attention
+from .bias_gelu import bias_gelu
+from .embedding import embedding
+from .linear import linear
+from .symmetric_kl import symmetric_kl
+
+__all__ = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "symmetric_kl"]
+
+if extension_status()[0]:
+    for _module in (_add_layer_norm, _attention, _bias_gelu, _embedding, _symmetric_kl):
+        _module.register_fakes()

@@ -1,0 +1,118 @@
+"""Which implementation of an op runs: the only place that decides.
+
+"reference" is plain PyTorch, the specification of every op. "fused" is the compiled one where it exists for the
+tensor's device and dtype, else the reference; ``backend_report`` says which and why, op by op.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from .._extension import extension_status
+
+Backend = Literal["fused", "reference"]
+
+# Ops with a C++ kernel for CPU tensors, and the dtypes these take.
+CPU_OPS = ("attention", "add_layer_norm", "bias_gelu", "embedding", "symmetric_kl")
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+# Ops that both backends hand to the library PyTorch already calls.
+LIBRARY_OPS = {"linear": "PyTorch's matrix product, on both backends"}
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=3)
+
+
+def _initial() -> Backend:
+    wanted = os.environ.get("SMARTCS_BACKEND")
+    if wanted is None or wanted == "fused":
+        return "fused"
+    return _checked(wanted)
+
+
+def _checked(name: str) -> Backend:
+    for known in get_args(Backend):
+        if name == known:
+            return known
+    raise ValueError(f"backend: got {name!r}, expected one of {', '.join(get_args(Backend))}")
+
+
+_current: Backend = _initial()
+
+
+def set_backend(name: Backend) -> None:
+    """Selects the backend of all following ops, process-wide. The default is "fused", or $SMARTCS_BACKEND.
+
+    Where the compiled extension is missing, "fused" runs the reference and warns once, saying why.
+
+    Raises:
+        ValueError: ``name`` is not a backend.
+    """
+    global _current
+    _current = _checked(name)
+    available, reason = extension_status()
+    if _current == "fused" and not available:
+        _warn_once(f"smartcs: running on the PyTorch reference, which is slower: {reason}")
+
+
+def get_backend() -> Backend:
+    """The selected backend."""
+    return _current
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Selects a backend within a ``with`` block. The backward pass of an op follows its forward pass."""
+    global _current
+    previous = _current
+    set_backend(name)
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+def use_fused(op: str, tensor: Tensor) -> bool:
+    """Whether ``op`` runs its compiled kernel on tensors like this one."""
+    if _current == "reference":
+        return False
+    available, reason = extension_status()
+    if not available:
+        _warn_once(f"smartcs: running on the PyTorch reference, which is slower: {reason}")
+        return False
+    if tensor.device.type != "cpu":
+        _warn_once(f"smartcs: no {tensor.device.type} kernels in this version, running on the PyTorch reference")
+        return False
+    return op in CPU_OPS and tensor.dtype in CPU_DTYPES
+
+
+class OpReport(NamedTuple):
+    """What ``op`` runs on for CPU tensors, and why."""
+
+    op: str
+    backend: Backend
+    reason: str
+
+
+def backend_report() -> list[OpReport]:
+    """The backend of every op under the current selection, for float32 CPU tensors."""
+    available, missing = extension_status()
+    rows = [OpReport(op, "reference", reason) for op, reason in LIBRARY_OPS.items()]
+    for op in CPU_OPS:
+        if _current == "reference":
+            rows.append(OpReport(op, "reference", "selected"))
+        elif not available:
+            rows.append(OpReport(op, "reference", missing))
+        else:
+            kernel_set = torch.ops.smartcs.instruction_set()
+            rows.append(OpReport(op, "fused", f"C++ kernel, {kernel_set} instructions"))
+    return sorted(rows)

@@ -1,0 +1,58 @@
+"""Argument checks of the ops' front doors: every message names the op, the argument, what it got and what it wanted."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(op: str, name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a torch.Tensor")
+
+
+def check_float(op: str, name: str, value: Tensor) -> None:
+    """Raises TypeError unless ``value`` is a floating-point tensor."""
+    check_tensor(op, name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected a floating-point dtype")
+
+
+def check_shape(op: str, name: str, value: Tensor, expected: Sequence[int], why: str) -> None:
+    """Raises ValueError unless ``value`` has the expected shape; ``why`` says where that shape comes from."""
+    if value.shape != torch.Size(expected):
+        raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected {tuple(expected)} to match {why}")
+
+
+def check_like(op: str, name: str, value: Tensor, shape: Sequence[int], like: Tensor, like_name: str) -> None:
+    """Raises unless ``value`` has this shape and the dtype and device of ``like``."""
+    check_tensor(op, name, value)
+    check_shape(op, name, value, shape, like_name)
+    if value.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {like.dtype} like {like_name}")
+    check_device(op, name, value, like, like_name)
+
+
+def check_device(op: str, name: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    """Raises ValueError unless ``value`` is on the device of ``like``."""
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, expected {like.device} like {like_name}")
+
+
+def check_ids(op: str, name: str, value: Tensor, shape: Sequence[int], why: str) -> None:
+    """Raises unless ``value`` is an int64 tensor of this shape."""
+    check_tensor(op, name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected torch.int64")
+    check_shape(op, name, value, shape, why)
+
+
+def check_dropout(op: str, p: float, seed: int, stream: int) -> None:
+    """Raises ValueError unless 0 <= p < 1 and seed and stream fit in 63 bits."""
+    if not 0 <= p < 1:
+        raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
+    if p > 0 and not (0 <= seed < 2**63 and 0 <= stream < 2**63):
+        raise ValueError(f"{op}: seed is {seed} and stream {stream}, expected both in [0, 2**63)")

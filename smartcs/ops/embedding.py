@@ -1,0 +1,164 @@
+"""embedding: word + position + token type, LayerNorm, dropout.
+
+    h = word[input_ids] + token_type[token_type_ids] + position[position_ids]
+    y = m * ((h - mean) * rstd * weight + bias)
+
+m is the dropout factor (0 with probability p, else 1 / (1 - p)), mean and rstd as in ``add_layer_norm``. Backward:
+LayerNorm's with dy replaced by m * dy gives dh; each table's gradient is dh added up over the tokens that used a row.
+
+Source: Devlin et al. 2018. The mask is that of ``smartcs.ops.random``: row = token, column = channel.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import random
+from .backend import use_fused
+from .checks import check_dropout, check_float, check_ids, check_like
+
+
+def embedding(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    stream: int = 0,
+) -> Tensor:
+    """BERT's embedding layer on packed tokens.
+
+    Args:
+        input_ids, token_type_ids, position_ids: (T,) int64, rows of the three tables.
+        word, token_type, position: (rows, C) tables, float32, float64 or bfloat16 (any floating dtype on the reference).
+        weight, bias: (C,), LayerNorm's gain and shift.
+        eps: Added to the variance.
+        dropout_p: Probability of dropping an element of the result, 0 <= dropout_p < 1.
+        seed, stream: Name the dropout mask, see ``smartcs.ops.random``.
+
+    Returns:
+        (T, C), dtype of word.
+
+    Raises:
+        ValueError: a shape, device, dropout probability or eps is wrong.
+        TypeError: ids are not int64, tables not floating point, or dtypes differ.
+        IndexError: an id is not a row of its table.
+    """
+    check_float("embedding", "word", word)
+    if word.dim() != 2 or word.shape[1] == 0:
+        raise ValueError(f"embedding: word has shape {tuple(word.shape)}, expected (rows, C) with C > 0")
+    columns = word.shape[1]
+    check_ids("embedding", "input_ids", input_ids, (input_ids.numel(),), "the packed tokens (T,)")
+    for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        check_ids("embedding", name, ids, input_ids.shape, "input_ids")
+    for name, table in (("token_type", token_type), ("position", position)):
+        check_float("embedding", name, table)
+        check_like("embedding", name, table, (*table.shape[:1], columns), word, "word")
+    check_like("embedding", "weight", weight, (columns,), word, "word")
+    check_like("embedding", "bias", bias, (columns,), word, "word")
+    if eps < 0:
+        raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
+    check_dropout("embedding", dropout_p, seed, stream)
+    implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
+    ids = input_ids, token_type_ids, position_ids
+    return implementation(*ids, word, token_type, position, weight, bias, eps, dropout_p, seed, stream)
+
+
+def embedding_reference(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """The formulas in plain PyTorch."""
+    dtype = random.compute_dtype(word)
+    h = F.embedding(input_ids, word).to(dtype)
+    h = h + F.embedding(token_type_ids, token_type).to(dtype) + F.embedding(position_ids, position).to(dtype)
+    y = F.layer_norm(h, h.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+    return random.dropout(y, dropout_p, seed=seed, stream=stream).to(word.dtype)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        word: Tensor,
+        token_type: Tensor,
+        position: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        dropout_p: float,
+        seed: int,
+        stream: int,
+    ) -> Tensor:
+        ids = [i.contiguous() for i in (input_ids, token_type_ids, position_ids)]
+        tensors = [t.contiguous() for t in (word, token_type, position, weight, bias)]
+        y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*ids, *tensors, eps, dropout_p, seed, stream)
+        ctx.save_for_backward(*ids, h, mean, rstd, tensors[3])
+        ctx.rows = (word.shape[0], token_type.shape[0], position.shape[0])
+        ctx.dropout = (dropout_p, seed, stream)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        *ids, h, mean, rstd, weight = ctx.saved_tensors
+        need_tables, need_norm = ctx.needs_input_grad[3:6], ctx.needs_input_grad[6:8]
+        grads = torch.ops.smartcs.embedding_bwd(
+            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, any(need_norm)
+        )
+        wanted = (*need_tables, *need_norm)
+        used = [grad if need else None for grad, need in zip(grads, wanted, strict=True)]
+        return None, None, None, *used, *(None,) * 4
+
+
+def register_fakes() -> None:
+    """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
+
+    @torch.library.register_fake("smartcs::embedding_fwd")
+    def _(input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, eps, p, seed, stream):  # type: ignore[no-untyped-def]
+        y = word.new_empty((input_ids.shape[0], word.shape[1]))
+        stats = word.new_empty(input_ids.shape[0], dtype=random.compute_dtype(word))
+        return y, torch.empty_like(y), stats, torch.empty_like(stats)
+
+    @torch.library.register_fake("smartcs::embedding_bwd")
+    def _(  # type: ignore[no-untyped-def]
+        grad_y,
+        input_ids,
+        token_type_ids,
+        position_ids,
+        h,
+        mean,
+        rstd,
+        weight,
+        words,
+        token_types,
+        positions,
+        dropout_p,
+        seed,
+        stream,
+        parameter_grads,
+    ):
+        tables = [h.new_empty((rows, h.shape[1])) for rows in (words, token_types, positions)]
+        return *tables, *(h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2))

@@ -1,0 +1,141 @@
+"""Weight files: whole ones are read bit for bit; cut, foreign or hostile ones are refused unread."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smartcs.model.files import CheckpointError
+from smartcs.model.tensor_files import read_tensors
+
+TENSORS = {
+    "a.weight": torch.randn(30, 20, generator=torch.Generator().manual_seed(0)),
+    "b.half": torch.arange(7, dtype=torch.float16),
+    "c.brain": torch.arange(7, dtype=torch.bfloat16),
+    "d.empty": torch.zeros(0, 4),
+    "e.scalar": torch.tensor(3.0, dtype=torch.float64),
+}
+NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def assert_equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert sorted(got) == sorted(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype and torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_file(tmp_path: Path, name: str) -> None:
+    assert_equal(read_tensors(write(tmp_path / name, TENSORS)), TENSORS)
+
+
+def test_bin_of_before_pytorch_1_6(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    assert_equal(read_tensors(path), TENSORS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded(tmp_path: Path, name: str) -> None:
+    names = sorted(TENSORS)
+    suffix = Path(name).suffix
+    first, second = f"model-00001-of-00002{suffix}", f"model-00002-of-00002{suffix}"
+    for shard, part in ((first, names[::2]), (second, names[1::2])):
+        write(tmp_path / shard, {key: TENSORS[key] for key in part})
+    weight_map = dict.fromkeys(names[::2], first) | dict.fromkeys(names[1::2], second)
+    index = tmp_path / f"{name}.index.json"
+
+    def read(value: Any) -> dict[str, torch.Tensor]:
+        index.write_text(json.dumps({"weight_map": value}))
+        return read_tensors(index)
+
+    assert_equal(read(weight_map), TENSORS)
+    with pytest.raises(CheckpointError, match="lists 'extra', which its files do not hold"):
+        read({**weight_map, "extra": first})
+    # Outside the folder, absolute, absent: a file of this machine must not be read on an index's word.
+    write(tmp_path.parent / f"outside{suffix}", TENSORS)
+    for bad in (f"../outside{suffix}", str(tmp_path / first), f"model-00003-of-00002{suffix}", ".", ""):
+        with pytest.raises(CheckpointError, match="which is no file in that folder"):
+            read({**weight_map, "a.weight": bad})
+    for wrong in (["a"], None, {"a": 3}):
+        with pytest.raises(CheckpointError, match="weight_map must map"):
+            read(wrong)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "header": lambda content: content[:100],
+    "half": lambda content: content[: len(content) // 2],
+    "last byte": lambda content: content[:-1],
+    "noise": lambda content: bytes(i * 37 % 256 for i in range(5000)),
+    "web page": lambda content: b"<!doctype html><title>404</title>" * 20,
+    "git-lfs": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_file(tmp_path: Path, name: str, how: str) -> None:
+    path = write(tmp_path / name, TENSORS)
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and caught.value.__cause__ is None
+    assert ("git lfs pull" if how == "git-lfs" else "fetch it again") in message
+
+
+class Bomb:
+    """Unpickling it creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("bare_pickle", [False, True])
+def test_pickle_bomb_is_not_executed(tmp_path: Path, bare_pickle: bool) -> None:
+    crater, path = tmp_path / "crater", tmp_path / "pytorch_model.bin"
+    content = {**TENSORS, "boom": Bomb(crater)}
+    if bare_pickle:
+        path.write_bytes(pickle.dumps({"boom": Bomb(crater)}, protocol=2))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: refused, .* more than tensors"):
+        read_tensors(path)
+    assert not crater.exists()
+    if bare_pickle:
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert crater.exists(), "the bomb of this test is a dud"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ([torch.ones(2)], "expected a dict of tensors, got list"),
+        ({"state_dict": {"a": torch.ones(2)}}, "entry 'state_dict' is dict, expected names of tensors"),
+        ({3: torch.ones(2)}, "entry 3 is Tensor, expected names of tensors"),
+    ],
+)
+def test_bin_with_other_content(tmp_path: Path, content: Any, complaint: str) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=complaint):
+        read_tensors(tmp_path / "pytorch_model.bin")
