@@ -4,10 +4,28 @@ from ._checkout import register_kernels
 from ._extension import load_extension
 from ._version import __version__
 
+# Before anything that registers fake kernels for the compiled ops.
 load_extension()
 register_kernels()
 
 from . import ops  # noqa: E402
+from .data.packing import PackedBatch  # noqa: E402
+from .model.bert import BertConfig, BertModel, BertOutput  # noqa: E402
+from .model.multitask import HeadConfig, MultitaskBert  # noqa: E402
 from .ops.backend import backend, get_backend, set_backend  # noqa: E402
+from .ops.random import DropoutKey  # noqa: E402
 
-__all__ = ["__version__", "backend", "get_backend", "ops", "set_backend"]
+__all__ = [
+    "BertConfig",
+    "BertModel",
+    "BertOutput",
+    "DropoutKey",
+    "HeadConfig",
+    "MultitaskBert",
+    "PackedBatch",
+    "__version__",
+    "backend",
+    "get_backend",
+    "ops",
+    "set_backend",
+]

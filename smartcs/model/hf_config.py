@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smartcs.model.files import CheckpointError, read_json
+from .files import CheckpointError, read_json
 
 POOLINGS = ("pooler", "cls", "mean")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from smartcs.model.files import CheckpointError, first_line, read_json
+from .files import CheckpointError, first_line, read_json
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

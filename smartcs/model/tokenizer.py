@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from smartcs.model.files import (
+from .files import (
     CheckpointError,
     ModelSourceError,
     Writer,

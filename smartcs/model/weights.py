@@ -23,17 +23,17 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from smartcs.model.files import CheckpointError, Writer, json_writer, read_json, write_files
-from smartcs.model.hf_config import (
+from .files import CheckpointError, Writer, json_writer, read_json, write_files
+from .hf_config import (
     POOLINGS,
     config_from_hf,
     config_to_hf,
     pooling_of,
     pooling_to_hf,
 )
-from smartcs.model.sources import resolve, weight_file
-from smartcs.model.tensor_files import read_tensors
-from smartcs.model.tokenizer import TOKENIZER_FILES, tokenizer_writers
+from .sources import resolve, weight_file
+from .tensor_files import read_tensors
+from .tokenizer import TOKENIZER_FILES, tokenizer_writers
 
 _PREFIX = "bert."
 _WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -58,6 +58,14 @@ class Checkpoint:
     """
 
     config: dict[str, Any]
+    state_dict: dict[str, torch.Tensor]
+    missing: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+class EncoderWeights(NamedTuple):
+    """What `state_dict_from_hf` found; the fields are those of `Checkpoint`."""
+
     state_dict: dict[str, torch.Tensor]
     missing: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -105,27 +113,68 @@ def load_checkpoint(path_or_id: str | os.PathLike[str], pooling: str = "auto") -
 
     path = weight_file(folder)
     assert path is not None  # resolve() has checked
-    tensors, ignored = _encoder_tensors(read_tensors(path), path)
-    tied = raw_config.get("tie_word_embeddings", True) and ignored.get(_TIED_WORD_EMBEDDINGS)
-    if isinstance(tied, torch.Tensor):
-        tensors.setdefault(_WORD_EMBEDDINGS, tied)
-    layout = _layout(config)
-    missing = _check_tensors(tensors, layout, path)
-
-    if missing:
-        warnings.warn(
-            f"{path}: has no pooler; pooler_output comes from freshly initialised weights until it is "
-            f"trained" + ("" if pooling == "pooler" else ', so pooling="auto" does not use it'),
-            stacklevel=2,
-        )
+    tied = raw_config.get("tie_word_embeddings") is not False
+    state_dict, missing, ignored = state_dict_from_hf(read_tensors(path), config, str(path), tied=tied)
+    others = {name for name in ignored if not name.startswith(_HEADS)}
+    if others:
+        warnings.warn(f"{path}: ignored tensors outside the encoder: {_some(others)}", stacklevel=2)
     if pooling == "auto":
         pooling = from_files or ("cls" if missing else "pooler")
-    state_dict = {
-        parameter.name: _stack(parameter, tensors, path)
-        for parameter in layout
-        if parameter.name not in missing
-    }
-    return Checkpoint({**config, "pooling": pooling}, state_dict, missing, tuple(sorted(ignored)))
+    if missing:
+        use = "which pooling uses" if pooling == "pooler" else f"which pooling {pooling!r} does not use"
+        warnings.warn(f"{path}: no pooler; pooler_output, {use}, starts from random weights", stacklevel=2)
+    return Checkpoint({**config, "pooling": pooling}, state_dict, missing, ignored)
+
+
+def state_dict_from_hf(
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    source: str = "state_dict",
+    tied: bool = True,
+) -> EncoderWeights:
+    """Parameters of `BertModel` from the tensors of a Hugging Face BERT.
+
+    Args:
+        tensors: any of the names that the head of this file lists, any floating dtype.
+        config: fields of `BertConfig`.
+        source: what errors call `tensors`, usually the file.
+        tied: word embeddings that are missing may be taken from an MLM head.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    encoder, heads = _encoder_tensors(tensors, source)
+    if tied and _TIED_WORD_EMBEDDINGS in heads:
+        encoder.setdefault(_WORD_EMBEDDINGS, heads[_TIED_WORD_EMBEDDINGS])
+    layout = _layout(config)
+    missing = _check_tensors(encoder, layout, source)
+    present = [parameter for parameter in layout if parameter.name not in missing]
+    state_dict = {parameter.name: _stack(parameter, encoder, source) for parameter in present}
+    return EncoderWeights(state_dict, missing, tuple(sorted(heads)))
+
+
+def state_dict_to_hf(
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The inverse: CPU tensors named as in `transformers.BertModel`, of unchanged dtype, sharing nothing.
+
+    Raises:
+        CheckpointError: `state_dict` has not exactly the names and shapes of `BertModel(config)`.
+    """
+    layout = _layout(config)
+    names = {parameter.name for parameter in layout}
+    if set(state_dict) != names:
+        raise CheckpointError(
+            f"state_dict: missing {_some(names - set(state_dict))}, unknown {_some(set(state_dict) - names)}"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for parameter in layout:
+        value = state_dict[parameter.name].detach()
+        _check_tensor("state_dict", parameter.name, value, parameter.shape)
+        # Copies, because safetensors refuses tensors that share memory, as the pieces of one qkv do.
+        for piece, part in zip(parameter.pieces, value.chunk(len(parameter.pieces)), strict=True):
+            tensors[piece] = part.to("cpu", copy=True).contiguous()
+    return tensors
 
 
 def save_checkpoint(
@@ -150,20 +199,7 @@ def save_checkpoint(
         CheckpointError: names, shapes or dtypes that do not fit `config`; nothing is written then.
     """
     hf_config = config_to_hf(config)
-    layout = _layout(config)
-    names = {parameter.name for parameter in layout}
-    if set(state_dict) != names:
-        raise CheckpointError(
-            f"state_dict: missing {_some(names - set(state_dict))}, unknown {_some(set(state_dict) - names)}"
-        )
-    tensors: dict[str, torch.Tensor] = {}
-    for parameter in layout:
-        value = state_dict[parameter.name].detach()
-        _check_shape("state_dict", parameter.name, value, parameter.shape)
-        # clone: safetensors refuses tensors that share memory, as the pieces of one qkv do.
-        for piece, part in zip(parameter.pieces, value.chunk(len(parameter.pieces)), strict=True):
-            tensors[piece] = part.to("cpu", copy=True).contiguous()
-
+    tensors = state_dict_to_hf(state_dict, config)
     writers: dict[str, Writer] = {
         "config.json": json_writer(hf_config),
         "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
@@ -218,7 +254,7 @@ def _layout(config: Mapping[str, Any]) -> list[_Parameter]:
 
 
 def _encoder_tensors(
-    tensors: Mapping[str, torch.Tensor], path: Path
+    tensors: Mapping[str, torch.Tensor], source: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split a file into the encoder's tensors, in today's names without prefix, and the heads'."""
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
@@ -235,48 +271,45 @@ def _encoder_tensors(
         if modern in _BUFFERS:
             continue
         if modern in encoder:
-            raise CheckpointError(f"{path}: holds {modern!r} twice, under its old name and its new one")
+            raise CheckpointError(f"{source}: holds {modern!r} twice, under its old name and its new one")
         encoder[modern] = tensor
-    unknown = {name for name in heads if not name.startswith(_HEADS)}
-    if unknown:
-        warnings.warn(f"{path}: ignored tensors outside the encoder: {_some(unknown)}", stacklevel=3)
     return encoder, heads
 
 
 def _check_tensors(
-    tensors: Mapping[str, torch.Tensor], layout: list[_Parameter], path: Path
+    tensors: Mapping[str, torch.Tensor], layout: list[_Parameter], source: str
 ) -> tuple[str, ...]:
     """Check names, shapes and dtypes; return the parameters that are missing and may be."""
     wanted = {piece: parameter for parameter in layout for piece in parameter.pieces}
     unknown = set(tensors) - set(wanted)
     if unknown:
-        raise CheckpointError(f"{path}: tensors that a BERT of this config does not have: {_some(unknown)}")
+        raise CheckpointError(f"{source}: tensors that a BERT of this config does not have: {_some(unknown)}")
     absent = set(wanted) - set(tensors)
     missing: tuple[str, ...] = ()
     if absent.issuperset(_HF_POOLER):
         absent -= _HF_POOLER
         missing = _POOLER
     if absent:
-        raise CheckpointError(f"{path}: no tensors for {_some(absent)}")
+        raise CheckpointError(f"{source}: no tensors for {_some(absent)}")
     for name, tensor in tensors.items():
-        _check_shape(str(path), name, tensor, wanted[name].piece_shape)
+        _check_tensor(source, name, tensor, wanted[name].piece_shape)
     return missing
 
 
-def _check_shape(where: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+def _check_tensor(source: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(
-            f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config"
+            f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config"
         )
     if not tensor.is_floating_point():
-        raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, expected a floating-point type")
+        raise CheckpointError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point type")
 
 
-def _stack(parameter: _Parameter, tensors: Mapping[str, torch.Tensor], path: Path) -> torch.Tensor:
+def _stack(parameter: _Parameter, tensors: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
     """One parameter in float32, in memory of its own (safetensors hands out views of the file)."""
-    value = torch.cat([tensors[piece] for piece in parameter.pieces]).to(torch.float32)
+    value = torch.cat([tensors[piece].detach() for piece in parameter.pieces]).to(torch.float32)
     if not torch.isfinite(value).all():
-        raise CheckpointError(f"{path}: {' or '.join(parameter.pieces)} holds NaN or infinity in float32")
+        raise CheckpointError(f"{source}: {' or '.join(parameter.pieces)} holds NaN or infinity in float32")
     return value
 
 

@@ -14,8 +14,6 @@ from smartcs.model.hf_config import pooling_of
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("error::UserWarning:smartcs")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

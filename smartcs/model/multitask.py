@@ -1,0 +1,224 @@
+"""One encoder, three tasks: sentiment (SST), paraphrase (QQP) and similarity (STS).
+
+Sentences go through BERT alone, pairs as one sequence [CLS] a [SEP] b [SEP] with token types 0 and 1. The pair tasks share
+their first linear layer. Source: the SMARTCS paper, section 4 and figure 1.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from smartcs import ops
+from smartcs.data.encode import encode
+from smartcs.data.examples import TASKS, Examples, Text
+from smartcs.data.packing import PackedBatch
+from smartcs.model.bert import BertModel
+from smartcs.model.files import CheckpointError, json_writer, read_json, write_files
+from smartcs.model.sources import resolve
+from smartcs.model.tensor_files import read_tensors
+from smartcs.model.tokenizer import load_tokenizer
+from smartcs.ops.random import DropoutKey, dropout
+
+SST_CLASSES = 5
+HEADS_CONFIG = "smartcs.json"
+HEADS_WEIGHTS = "heads.safetensors"
+_FIRST_SITE = 2**15  # dropout sites of the heads; the encoder counts from 0
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The heads.
+
+    Attributes:
+        sst_head: "relu_hidden": Linear, ReLU, Linear. "relu_logits": Linear, ReLU on the logits themselves, the other
+            reading of the paper's sentence.
+        dropout: probability of dropping an element before each head's last layer; the paper's `dropout` row uses 0.15.
+    """
+
+    sst_head: str = "relu_hidden"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sst_head not in ("relu_hidden", "relu_logits"):
+            raise ValueError(
+                f"HeadConfig: sst_head is {self.sst_head!r}, expected relu_hidden or relu_logits"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"HeadConfig: dropout is {self.dropout}, expected 0 <= dropout < 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "HeadConfig":
+        """A config from keyword values. Raises ValueError naming unknown keys."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"HeadConfig: unknown keys {', '.join(unknown)}")
+        return cls(**values)
+
+
+class MultitaskBert(nn.Module):
+    """BERT with a head per task.
+
+    Args:
+        bert: The encoder, fine-tuned along with the heads.
+        heads: Their configuration. Weights start like BERT's, drawn from torch's default generator.
+        tokenizer: Needed for everything that takes text.
+    """
+
+    def __init__(
+        self, bert: BertModel, heads: HeadConfig | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        super().__init__()
+        self.bert = bert
+        self.head_config = HeadConfig() if heads is None else heads
+        self.tokenizer = tokenizer
+        hidden = bert.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {
+                "pair_shared": nn.Linear(hidden, hidden),
+                "qqp_output": nn.Linear(hidden, 1),
+                "sst_output": nn.Linear(hidden, SST_CLASSES),
+                "sts_output": nn.Linear(hidden, 1),
+            }
+        )
+        if self.head_config.sst_head == "relu_hidden":
+            self.heads["sst_hidden"] = nn.Linear(hidden, hidden)
+        self.heads.apply(bert._initialize)
+
+    def sentiment_logits(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
+        """(B, 5) logits of the sentiment classes of B sentences."""
+        pooled, key = self._encode(batch, dropout_key)
+        if self.head_config.sst_head == "relu_logits":
+            return torch.relu(self._linear("sst_output", self._dropout(pooled, key, 0)))
+        hidden = torch.relu(self._linear("sst_hidden", pooled))
+        return self._linear("sst_output", self._dropout(hidden, key, 0))
+
+    def paraphrase_logit(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
+        """(B,) logits that the sentences of B pairs mean the same."""
+        return self._pair_output("qqp_output", batch, dropout_key, site=1)
+
+    def similarity_score(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
+        """(B,) similarity of B pairs, trained towards 0 (unrelated) to 5 (equivalent); not clamped."""
+        return self._pair_output("sts_output", batch, dropout_key, site=2)
+
+    def task_output(self, task: str, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
+        """The output of the task named "sst", "qqp" or "sts": one of the three above."""
+        outputs = {"sst": self.sentiment_logits, "qqp": self.paraphrase_logit, "sts": self.similarity_score}
+        if task not in outputs:
+            raise ValueError(f"MultitaskBert: task is {task!r}, expected one of {', '.join(outputs)}")
+        return outputs[task](batch, dropout_key)
+
+    @torch.inference_mode()
+    def sentiment(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
+        """(N, 5) probabilities of the classes 0 (very negative) to 4 (very positive)."""
+        return self._predict("sst", sentences, batch_size).softmax(dim=-1)
+
+    @torch.inference_mode()
+    def paraphrase(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
+        """(N,) probabilities that the two sentences of a pair mean the same."""
+        return self._predict("qqp", pairs, batch_size).sigmoid()
+
+    @torch.inference_mode()
+    def similarity(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
+        """(N,) similarity scores, about 0 (unrelated) to 5 (equivalent)."""
+        return self._predict("sts", pairs, batch_size)
+
+    @torch.inference_mode()
+    def embed(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
+        """(N, C) sentence embeddings: the encoder's pooled output of each sentence alone, not normalised."""
+        rows = [self.bert(batch).pooled for batch in self._batches("sst", sentences, batch_size)]
+        return torch.cat([*rows, self._no_rows(self.bert.config.hidden_size)])
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes encoder and tokenizer in Hugging Face's form, the heads beside them."""
+        self.bert.save_pretrained(folder, self.tokenizer)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
+        write_files(
+            Path(folder),
+            {
+                HEADS_CONFIG: json_writer({"format": 1, "heads": asdict(self.head_config)}),
+                HEADS_WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, run_dir: str | os.PathLike[str]) -> "MultitaskBert":
+        """Reads what `save_pretrained` wrote, a training run's output folder.
+
+        Raises:
+            ModelSourceError: there is no checkpoint in `run_dir`.
+            CheckpointError: the folder holds an encoder without heads, or a damaged file.
+        """
+        folder = resolve(run_dir)
+        if not (folder / HEADS_CONFIG).is_file() or not (folder / HEADS_WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{folder}: has no {HEADS_CONFIG} and {HEADS_WEIGHTS}: it holds an encoder without task heads; "
+                "train them with: python -m smartcs.train --model"
+            )
+        try:
+            heads = HeadConfig.from_dict(read_json(folder / HEADS_CONFIG)["heads"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / HEADS_CONFIG}: not a head configuration ({error})") from None
+        model = cls(BertModel.from_pretrained(folder), heads, load_tokenizer(folder))
+        expected = model.heads.state_dict()
+        tensors = read_tensors(folder / HEADS_WEIGHTS)
+        for name in sorted(set(expected) | set(tensors)):
+            got = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+            wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
+            if got != wanted:
+                raise CheckpointError(f"{folder / HEADS_WEIGHTS}: {name}: got {got}, expected {wanted}")
+        model.heads.load_state_dict(tensors)
+        return model.eval()
+
+    def _encode(self, batch: PackedBatch, key: DropoutKey | None) -> tuple[Tensor, DropoutKey | None]:
+        """Pooled output, and the key that the heads' dropout shares with the encoder's."""
+        if not self.training:
+            return self.bert(batch).pooled, None
+        key = DropoutKey.draw() if key is None else key
+        return self.bert(batch, key).pooled, key
+
+    def _pair_output(self, output: str, batch: PackedBatch, key: DropoutKey | None, site: int) -> Tensor:
+        pooled, key = self._encode(batch, key)
+        hidden = torch.relu(self._linear("pair_shared", pooled))
+        return self._linear(output, self._dropout(hidden, key, site)).squeeze(-1)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        layer = self.heads[name]
+        return ops.linear(x, layer.weight, layer.bias)
+
+    def _dropout(self, x: Tensor, key: DropoutKey | None, site: int) -> Tensor:
+        if key is None:
+            return x
+        return dropout(x, self.head_config.dropout, seed=key.seed, stream=key.stream(_FIRST_SITE + site))
+
+    def _predict(self, task: str, texts: Sequence[Text], batch_size: int) -> Tensor:
+        was_training = self.training
+        self.eval()
+        try:
+            rows = [self.task_output(task, batch) for batch in self._batches(task, texts, batch_size)]
+        finally:
+            self.train(was_training)
+        return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
+
+    def _batches(self, task: str, texts: Sequence[Text], batch_size: int) -> Iterator[PackedBatch]:
+        if self.tokenizer is None:
+            raise ValueError("MultitaskBert: tokenizer is None, expected one to read text with")
+        if isinstance(texts, str):
+            raise TypeError("MultitaskBert: got one string, expected a sequence of texts")
+        examples = Examples(
+            TASKS[task], tuple(str(i) for i in range(len(texts))), tuple(texts), labels=None, source="texts"
+        )
+        encoded = encode(self.tokenizer, examples, self.bert.config.max_position_embeddings)
+        device = next(self.parameters()).device
+        for begin in range(0, len(encoded), batch_size):
+            yield encoded.batch(range(begin, min(begin + batch_size, len(encoded))))[0].to(device)
+
+    def _no_rows(self, *shape: int) -> Tensor:
+        parameter = next(self.parameters())
+        return torch.empty((0, *shape), dtype=parameter.dtype, device=parameter.device)
