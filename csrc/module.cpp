@@ -1,5 +1,5 @@
-// The pybind11 module smartcs._C: how this extension was built. Free of torch symbols, so that it can be asked before
-// anything compiled against torch is loaded (smartcs/_extension.py).
+// The pybind11 module smartcs._C: how this extension was built. Free of torch symbols, so that it can be
+// asked before anything compiled against torch is loaded (smartcs/_extension.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -41,6 +41,8 @@ py::dict build_facts() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "How the compiled extension of smartcs was built.";
   m.def("build_facts", &build_facts,
-        "Returns a dict: torch (version compiled against), compiler, build_type, cxx_standard, instruction_sets,\n"
-        "threads, cuda (version or None), no_cuda_reason (or None) and git_commit ('unknown' outside a checkout).");
+        "Returns a dict: torch (version compiled against), compiler, build_type, cxx_standard, "
+        "instruction_sets,\n"
+        "threads, cuda (version or None), no_cuda_reason (or None) and git_commit ('unknown' outside a "
+        "checkout).");
 }

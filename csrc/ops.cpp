@@ -1,5 +1,6 @@
-// The schemas of every raw op: the one contract all backends implement. Autograd is added in smartcs/ops/<op>.py, which
-// also documents shapes and formulas; `_bwd` ops return empty tensors for gradients that were not asked for.
+// The schemas of every raw op: the one contract all backends implement. Autograd is added in
+// smartcs/ops/<op>.py, which also documents shapes and formulas; `_bwd` ops return empty tensors for
+// gradients that were not asked for.
 #include <torch/library.h>
 
 #include <string>
@@ -8,37 +9,47 @@
 
 TORCH_LIBRARY(smartcs, m) {
   m.def(
-      "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, SymInt seed, "
+      "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, SymInt "
+      "seed, "
       "SymInt stream) -> (Tensor out, Tensor lse)");
   m.def(
-      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
+      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt "
+      "max_seqlen, "
       "float scale, float dropout_p, SymInt seed, SymInt stream) -> Tensor grad_qkv");
 
   m.def(
-      "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, float eps, "
+      "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, float "
+      "eps, "
       "float dropout_p, SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
-      "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, float dropout_p, SymInt seed, "
+      "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, float dropout_p, "
+      "SymInt seed, "
       "SymInt stream, bool parameter_grads) "
-      "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_input_bias)");
+      "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor "
+      "grad_input_bias)");
 
   m.def("bias_gelu_fwd(Tensor x, Tensor? bias) -> Tensor y");
   m.def(
-      "bias_gelu_bwd(Tensor grad_y, Tensor x, Tensor? bias, bool bias_grad) -> (Tensor grad_x, Tensor grad_bias)");
+      "bias_gelu_bwd(Tensor grad_y, Tensor x, Tensor? bias, bool bias_grad) -> (Tensor grad_x, Tensor "
+      "grad_bias)");
 
   m.def(
-      "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor token_type, "
+      "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor "
+      "token_type, "
       "Tensor position, Tensor weight, Tensor bias, float eps, float dropout_p, SymInt seed, SymInt stream) "
       "-> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor h, "
-      "Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, SymInt positions, float dropout_p, "
+      "Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, SymInt positions, float "
+      "dropout_p, "
       "SymInt seed, SymInt stream, bool parameter_grads) "
-      "-> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias)");
+      "-> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor "
+      "grad_bias)");
 
   m.def("symmetric_kl_fwd(Tensor a, Tensor b, bool bernoulli) -> Tensor loss");
   m.def(
-      "symmetric_kl_bwd(Tensor grad_loss, Tensor a, Tensor b, bool bernoulli, bool detach_targets, bool need_a, "
+      "symmetric_kl_bwd(Tensor grad_loss, Tensor a, Tensor b, bool bernoulli, bool detach_targets, bool "
+      "need_a, "
       "bool need_b) -> (Tensor grad_a, Tensor grad_b)");
 
   // The instruction set the CPU kernels run on, and a way to lower it (tests compare them all).

@@ -78,8 +78,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer
   });
   std::array<at::Tensor, 3> sums;
   for (int i = 0; i < 3; ++i) {
-    sums[i] = parameter_grads ? summed(kernels.sum_partials[storage], partials[i].const_data_ptr(), count, columns, dtype)
-                              : empty({0}, dtype);
+    sums[i] = parameter_grads
+                  ? summed(kernels.sum_partials[storage], partials[i].const_data_ptr(), count, columns, dtype)
+                  : empty({0}, dtype);
   }
   return {grad_x, grad_residual, sums[0], sums[1], sums[2]};
 }

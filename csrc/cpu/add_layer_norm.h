@@ -1,5 +1,6 @@
 // bias + dropout + residual + LayerNorm: the kernels' arguments. Formulas: smartcs/ops/add_layer_norm.py.
-// N rows, C columns. Pointers are to the table entry's storage type, statistics and partials to its compute type.
+// N rows, C columns. Pointers are to the table entry's storage type, statistics and partials to its compute
+// type.
 #pragma once
 
 #include "isa.h"

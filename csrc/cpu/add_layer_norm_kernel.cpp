@@ -59,8 +59,7 @@ void backward(const AddLayerNormBackward& args, void* keep_buffer, int64_t begin
       S* grad_residual = static_cast<S*>(args.grad_residual) + row * C;
       const RowStatistics<A> s{static_cast<const A*>(args.mean)[row], static_cast<const A*>(args.rstd)[row]};
       A mean_g, mean_gx;
-      gradient_means(
-          h, weight, C, s, [&](int64_t j, auto n) { return load(grad_y + j, n); }, mean_g, mean_gx);
+      gradient_means(h, weight, C, s, [&](int64_t j, auto n) { return load(grad_y + j, n); }, mean_g, mean_gx);
       if (args.dropout.active()) fill_keep(args.dropout, row, C, keep);
       sweep<A>(C, [&](int64_t j, auto n) {
         const Vec<A> dy = load(grad_y + j, n);

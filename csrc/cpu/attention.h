@@ -30,12 +30,12 @@ struct AttentionBackward {
   void* grad_qkv;        // (T, 3, H, D), written
 };
 
-// Both work on items [begin, end) of the H * B pairs (head h, sequence b) at h * B + b: neighbouring items share a
-// head, so an even split of the items is an even split of the work whatever the lengths.
+// Both work on items [begin, end) of the H * B pairs (head h, sequence b) at h * B + b: neighbouring items
+// share a head, so an even split of the items is an even split of the work whatever the lengths.
 struct AttentionKernels {
   void (*forward[kStorageCount])(const AttentionForward&, void* scratch, int64_t begin, int64_t end);
   void (*backward[kStorageCount])(const AttentionBackward&, void* scratch, int64_t begin, int64_t end);
-  int64_t (*forward_scratch)(const AttentionShape&);   // bytes one thread needs, 64-byte aligned
+  int64_t (*forward_scratch)(const AttentionShape&);  // bytes one thread needs, 64-byte aligned
   int64_t (*backward_scratch)(const AttentionShape&);
 };
 

@@ -1,9 +1,9 @@
 // Attention for one (head, sequence) at a time, in blocks of kBlock query rows.
 //
-// Sequences are short (a sentence is 10-60 tokens), so the score block fits in cache and no online softmax is needed.
-// Operands are copied once into padded float buffers: that widens bf16, gathers the strided heads, transposes where
-// the product wants it, and lets gemm.h run without edge cases. What was tried: dot products along the head size
-// instead of a transposed K (half the speed: a horizontal sum per score).
+// Sequences are short (a sentence is 10-60 tokens), so the score block fits in cache and no online softmax is
+// needed. Operands are copied once into padded float buffers: that widens bf16, gathers the strided heads,
+// transposes where the product wants it, and lets gemm.h run without edge cases. What was tried: dot products
+// along the head size instead of a transposed K (half the speed: a horizontal sum per score).
 #include "attention.h"
 #include "gemm.h"
 #include "philox.h"
@@ -17,8 +17,12 @@ template <class A>
 int64_t padded(int64_t n) {
   return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
-inline int64_t round_up_64(int64_t n) { return (n + 63) / 64 * 64; }
-inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up_64(int64_t n) {
+  return (n + 63) / 64 * 64;
+}
+inline int64_t minimum(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 // Hands out consecutive 64-byte aligned arrays; with a null base it only counts.
 struct Arena {
@@ -71,7 +75,8 @@ template <class S>
 void copy_rows(const S* from, int64_t stride, int64_t rows, int64_t head_size, Compute<S>* to) {
   const int64_t dp = padded<Compute<S>>(head_size);
   for (int64_t i = 0; i < rows; ++i) {
-    sweep<Compute<S>>(head_size, [&](int64_t d, auto n) { store(to + i * dp + d, load(from + i * stride + d, n), Full{}); });
+    sweep<Compute<S>>(head_size,
+                      [&](int64_t d, auto n) { store(to + i * dp + d, load(from + i * stride + d, n), Full{}); });
   }
 }
 
@@ -91,7 +96,8 @@ template <class S>
 void write_rows(const Compute<S>* from, int64_t rows, int64_t head_size, S* to, int64_t stride) {
   const int64_t dp = padded<Compute<S>>(head_size);
   for (int64_t i = 0; i < rows; ++i) {
-    sweep<Compute<S>>(head_size, [&](int64_t d, auto n) { store(to + i * stride + d, load(from + i * dp + d, Full{}), n); });
+    sweep<Compute<S>>(head_size,
+                      [&](int64_t d, auto n) { store(to + i * stride + d, load(from + i * dp + d, Full{}), n); });
   }
 }
 

@@ -44,8 +44,9 @@ std::tuple<at::Tensor, at::Tensor> bias_gelu_bwd(const at::Tensor& grad_y, const
   const auto kernel = kernels.backward[storage];
   at::parallel_for(0, count, grain(columns * kernels.rows_per_partial),
                    [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  at::Tensor grad_bias = bias_grad ? summed(kernels.sum_partials[storage], partials.const_data_ptr(), count, columns, dtype)
-                                   : empty({0}, dtype);
+  at::Tensor grad_bias = bias_grad
+                             ? summed(kernels.sum_partials[storage], partials.const_data_ptr(), count, columns, dtype)
+                             : empty({0}, dtype);
   return {grad_x, grad_bias};
 }
 

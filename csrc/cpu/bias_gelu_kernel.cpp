@@ -1,8 +1,9 @@
 // GELU(z) = z Phi(z) and its derivative Phi(z) + z phi(z), from one exponential.
 //
-// With u = |z| / sqrt 2 the normal tail is Phi(-|z|) = erfc(u) / 2 = exp(-u^2) t P(t), t = 1 / (1 + u / 2); P is a
-// polynomial fitted here (Lawson's iteration on Chebyshev nodes, weighted for relative error 4.3e-8 on 0 <= u <= 10).
-// The tail keeps its relative accuracy for large negative z, where 1 + erf(z / sqrt 2) would cancel.
+// With u = |z| / sqrt 2 the normal tail is Phi(-|z|) = erfc(u) / 2 = exp(-u^2) t P(t), t = 1 / (1 + u / 2); P
+// is a polynomial fitted here (Lawson's iteration on Chebyshev nodes, weighted for relative error 4.3e-8 on 0
+// <= u <= 10). The tail keeps its relative accuracy for large negative z, where 1 + erf(z / sqrt 2) would
+// cancel.
 #include "bias_gelu.h"
 #include "layer_norm_row.h"
 

@@ -15,8 +15,8 @@
 
 namespace smartcs {
 
-// The smartcs.ops front doors name arguments for users; these checks keep a direct call of the raw op from touching
-// memory it does not own.
+// The smartcs.ops front doors name arguments for users; these checks keep a direct call of the raw op from
+// touching memory it does not own.
 inline void check_cpu_contiguous(const at::Tensor& tensor, const char* op, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu(), op, ": ", name, " is on ", tensor.device(), ", expected a CPU tensor");
   TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
@@ -51,7 +51,9 @@ inline at::Tensor empty(at::IntArrayRef shape, at::ScalarType dtype) {
   return at::empty(shape, at::TensorOptions().dtype(dtype));
 }
 
-inline void* data_or_null(const at::Tensor& tensor) { return tensor.numel() > 0 ? tensor.data_ptr() : nullptr; }
+inline void* data_or_null(const at::Tensor& tensor) {
+  return tensor.numel() > 0 ? tensor.data_ptr() : nullptr;
+}
 
 inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
@@ -89,7 +91,9 @@ inline int64_t grain(int64_t elements_per_item) {
   return elements_per_item >= kElements ? 1 : kElements / (elements_per_item > 0 ? elements_per_item : 1);
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // total (C) = sum of partials (count, C) in order, columns split among threads.
 template <class Kernel>

@@ -14,8 +14,8 @@ const int64_t* checked_ids(const at::Tensor& ids, int64_t tokens, int64_t rows, 
   check_like(ids, at::kLong, {tokens}, kOp, name);
   const int64_t* data = ids.const_data_ptr<int64_t>();
   for (int64_t t = 0; t < tokens; ++t) {
-    TORCH_CHECK_INDEX(data[t] >= 0 && data[t] < rows, kOp, ": ", name, "[", t, "] is ", data[t],
-                      ", but its table has ", rows, " rows");
+    TORCH_CHECK_INDEX(data[t] >= 0 && data[t] < rows, kOp, ": ", name, "[", t, "] is ", data[t], ", but its table has ",
+                      rows, " rows");
   }
   return data;
 }
@@ -110,8 +110,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding
   });
   std::array<at::Tensor, 2> sums;
   for (int i = 0; i < 2; ++i) {
-    sums[i] = parameter_grads ? summed(kernels.sum_partials[storage], partials[i].const_data_ptr(), count, columns, dtype)
-                              : empty({0}, dtype);
+    sums[i] = parameter_grads
+                  ? summed(kernels.sum_partials[storage], partials[i].const_data_ptr(), count, columns, dtype)
+                  : empty({0}, dtype);
   }
   return {scattered(storage, grad_h, input, words), scattered(storage, grad_h, type, token_types),
           scattered(storage, grad_h, place, positions), sums[0], sums[1]};

@@ -1,5 +1,6 @@
-// word + position + type gather, LayerNorm, dropout: the kernels' arguments. Formulas: smartcs/ops/embedding.py.
-// T tokens, C columns. Pointers are to the table entry's storage type, statistics and partials to its compute type.
+// word + position + type gather, LayerNorm, dropout: the kernels' arguments. Formulas:
+// smartcs/ops/embedding.py. T tokens, C columns. Pointers are to the table entry's storage type, statistics
+// and partials to its compute type.
 #pragma once
 
 #include "isa.h"
@@ -32,8 +33,8 @@ struct EmbeddingBackward {
 struct EmbeddingKernels {
   void (*forward[kStorageCount])(const EmbeddingForward&, void* keep, int64_t row_begin, int64_t row_end);
   void (*backward[kStorageCount])(const EmbeddingBackward&, void* keep, int64_t partial_begin, int64_t partial_end);
-  // table[ids[t]] += rows[t] for columns [begin, end) of every token: threads split the columns, so that no two
-  // write the same element and the order of summation is the batch's.
+  // table[ids[t]] += rows[t] for columns [begin, end) of every token: threads split the columns, so that no
+  // two write the same element and the order of summation is the batch's.
   void (*scatter_add[kStorageCount])(const void* rows, const int64_t* ids, int64_t tokens, int64_t columns, void* table,
                                      int64_t begin, int64_t end);
   void (*sum_partials[kStorageCount])(const void* partials, int64_t count, int64_t columns, void* total, int64_t begin,

@@ -1,5 +1,5 @@
-// One pass over memory per direction, like add_layer_norm, with the residual gathered from three tables and dropout
-// after the normalisation instead of before it.
+// One pass over memory per direction, like add_layer_norm, with the residual gathered from three tables and
+// dropout after the normalisation instead of before it.
 #include "embedding.h"
 #include "layer_norm_row.h"
 #include "philox.h"

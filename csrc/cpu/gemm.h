@@ -2,9 +2,10 @@
 //
 //   C[m, n] (+)= sum_k A[m, k] * B[k, n]
 //
-// B and C are row-major with a row length that is a multiple of the vector width (padded by the caller); A is read one
-// scalar at a time with any strides, so A transposed costs nothing extra. C is held in registers, kRows x kColumns
-// vectors at a time; the sum over k runs in order, so a result does not depend on how the work was cut.
+// B and C are row-major with a row length that is a multiple of the vector width (padded by the caller); A is
+// read one scalar at a time with any strides, so A transposed costs nothing extra. C is held in registers,
+// kRows x kColumns vectors at a time; the sum over k runs in order, so a result does not depend on how the
+// work was cut.
 #pragma once
 
 #include "vec.h"

@@ -62,8 +62,8 @@ Isa best() {
   return Isa::baseline;
 }
 
-// SMARTCS_ISA lowers the choice (to reproduce a slower machine's results); a set that cannot run here is ignored,
-// because the alternative is an illegal instruction.
+// SMARTCS_ISA lowers the choice (to reproduce a slower machine's results); a set that cannot run here is
+// ignored, because the alternative is an illegal instruction.
 Isa initial() {
   const char* wanted = std::getenv("SMARTCS_ISA");
   Isa isa;
@@ -78,9 +78,13 @@ std::atomic<Isa>& current() {
 
 }  // namespace
 
-Isa active_isa() { return current().load(std::memory_order_relaxed); }
+Isa active_isa() {
+  return current().load(std::memory_order_relaxed);
+}
 
-const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+const char* isa_name(Isa isa) {
+  return kNames[static_cast<int>(isa)];
+}
 
 const char* set_active_isa(const char* name) {
   Isa isa;

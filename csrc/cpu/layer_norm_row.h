@@ -8,8 +8,8 @@
 
 namespace smartcs::SMARTCS_ISA {
 
-// Rows whose parameter gradients are summed into one partial sum. A constant: the order of summation, and so every
-// bit of the result, is the same for any thread count.
+// Rows whose parameter gradients are summed into one partial sum. A constant: the order of summation, and so
+// every bit of the result, is the same for any thread count.
 inline constexpr int64_t kRowsPerPartial = 32;
 
 template <class A>
@@ -57,7 +57,8 @@ SMARTCS_INLINE void gradient_means(const S* h, const S* weight, int64_t columns,
 
 // total[c] = partials[0][c] + partials[1][c] + ... for columns [begin, end); partials is (count, columns).
 template <class S>
-static void sum_partials(const void* partials, int64_t count, int64_t columns, void* total, int64_t begin, int64_t end) {
+static void sum_partials(const void* partials, int64_t count, int64_t columns, void* total, int64_t begin,
+                         int64_t end) {
   using A = Compute<S>;
   const A* from = static_cast<const A*>(partials);
   S* to = static_cast<S*>(total);

@@ -1,10 +1,12 @@
-// The counter-based generator Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// The counter-based generator Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC 2011).
 //
-// Element (row, column) of a random matrix is a pure function of (seed, stream, row, column), whatever the thread
-// count, the instruction set or the matrix width. In blocks of 64 columns, column 64 b + 16 w + l is word w of
+// Element (row, column) of a random matrix is a pure function of (seed, stream, row, column), whatever the
+// thread count, the instruction set or the matrix width. In blocks of 64 columns, column 64 b + 16 w + l is
+// word w of
 //   counter = (16 b + l, row, low(stream), high(stream)),  key = (low(seed), high(seed)),
-// so that 16 counters side by side yield 64 neighbouring columns without a shuffle. smartcs/ops/random.py is the
-// specification; the tests hold the two bit-equal.
+// so that 16 counters side by side yield 64 neighbouring columns without a shuffle. smartcs/ops/random.py is
+// the specification; the tests hold the two bit-equal.
 #pragma once
 
 #include "isa.h"
@@ -20,7 +22,8 @@ SMARTCS_INLINE void multiply_wide(Vec<uint32_t> a, uint32_t m, Vec<uint32_t>& hi
   odd = odd >> 32;
 #if defined(__AVX512F__)
   const __m512i factor = _mm512_set1_epi64(m);
-  // The zero-masked form: GCC 12 warns about an uninitialised operand inside its own header for the plain one.
+  // The zero-masked form: GCC 12 warns about an uninitialised operand inside its own header for the plain
+  // one.
   even = (Wide)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, factor);
   odd = (Wide)_mm512_maskz_mul_epu32(0xFF, (__m512i)odd, factor);
 #elif defined(__AVX2__)
@@ -58,8 +61,8 @@ SMARTCS_INLINE void philox(Vec<uint32_t> (&c)[4], uint64_t seed) {
   }
 }
 
-// keep[j] for columns [0, columns) of one row: keep_scale where kept, 0 where dropped. `keep` has room for `columns`
-// rounded up to 64.
+// keep[j] for columns [0, columns) of one row: keep_scale where kept, 0 where dropped. `keep` has room for
+// `columns` rounded up to 64.
 template <class A>
 SMARTCS_INLINE void fill_keep(const Dropout& dropout, int64_t row, int64_t columns, A* keep) {
   constexpr int kWidth = kLanes<uint32_t>;

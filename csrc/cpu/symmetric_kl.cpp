@@ -34,9 +34,9 @@ std::tuple<at::Tensor, at::Tensor> symmetric_kl_bwd(const at::Tensor& grad_loss,
   check_like(grad_loss, compute_type(a), {a.size(0)}, kOp, "grad_loss");
   at::Tensor grad_a = empty(need_a ? a.sizes() : at::IntArrayRef{0}, a.scalar_type());
   at::Tensor grad_b = empty(need_b ? a.sizes() : at::IntArrayRef{0}, a.scalar_type());
-  const SymmetricKlBackward args{a.size(1),          bernoulli,          detach_targets,
-                                 grad_loss.const_data_ptr(), a.const_data_ptr(), b.const_data_ptr(),
-                                 data_or_null(grad_a),       data_or_null(grad_b)};
+  const SymmetricKlBackward args{
+      a.size(1),          bernoulli,          detach_targets,       grad_loss.const_data_ptr(),
+      a.const_data_ptr(), b.const_data_ptr(), data_or_null(grad_a), data_or_null(grad_b)};
   const auto kernel = symmetric_kl_kernels().backward[storage];
   at::parallel_for(0, a.size(0), grain(64 * a.size(1)), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   return {grad_a, grad_b};

@@ -8,7 +8,7 @@ namespace smartcs {
 
 struct SymmetricKlForward {
   int64_t classes;
-  bool bernoulli;  // every element is a binary logit of its own; K is 1
+  bool bernoulli;     // every element is a binary logit of its own; K is 1
   const void *a, *b;  // (N, K)
   void* loss;         // (N), written
 };

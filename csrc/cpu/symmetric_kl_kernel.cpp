@@ -1,21 +1,33 @@
-// A handful of classes per row: the arithmetic is scalar and in double for every storage type. What it protects is
-// the near-equal case SMART lives in, where the logits of the two sides agree to five digits.
+// A handful of classes per row: the arithmetic is scalar and in double for every storage type. What it
+// protects is the near-equal case SMART lives in, where the logits of the two sides agree to five digits.
 #include "symmetric_kl.h"
 #include "vec.h"
 
 namespace smartcs::SMARTCS_ISA {
 namespace {
 
-double at(const float* p, int64_t i) { return p[i]; }
-double at(const double* p, int64_t i) { return p[i]; }
-double at(const bf16* p, int64_t i) { return widen(p[i]); }
+double at(const float* p, int64_t i) {
+  return p[i];
+}
+double at(const double* p, int64_t i) {
+  return p[i];
+}
+double at(const bf16* p, int64_t i) {
+  return widen(p[i]);
+}
 
 // a - b, where equal infinities (a class masked on both sides) differ by nothing.
-double difference(double a, double b) { return a == b ? 0.0 : a - b; }
-double times(double p, double x) { return p == 0.0 ? 0.0 : p * x; }
+double difference(double a, double b) {
+  return a == b ? 0.0 : a - b;
+}
+double times(double p, double x) {
+  return p == 0.0 ? 0.0 : p * x;
+}
 
 // p - q without cancellation, x = log(p / q).
-double gap(double p, double q, double x) { return x > -0.5 && x < 0.5 ? q * ::expm1(x) : p - q; }
+double gap(double p, double q, double x) {
+  return x > -0.5 && x < 0.5 ? q * ::expm1(x) : p - q;
+}
 
 template <class S>
 double log_sum_exp(const S* logits, int64_t n) {

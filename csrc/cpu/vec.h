@@ -1,9 +1,10 @@
 // Vectors of the widest kind one instruction set has, and the elementary functions the kernels need.
 //
-// Written with the compiler's vector extension (GCC and Clang), so one source serves SSE2, AVX2, AVX-512 and NEON.
-// Everything lives in the namespace of its instruction set: a template instantiated here for AVX-512 must never be
-// merged by the linker with the baseline's. For the same reason kernels call no inline function of the standard
-// library. Float functions are polynomials; double goes through libm lane by lane (it serves the gradient checks).
+// Written with the compiler's vector extension (GCC and Clang), so one source serves SSE2, AVX2, AVX-512 and
+// NEON. Everything lives in the namespace of its instruction set: a template instantiated here for AVX-512
+// must never be merged by the linker with the baseline's. For the same reason kernels call no inline function
+// of the standard library. Float functions are polynomials; double goes through libm lane by lane (it serves
+// the gradient checks).
 #pragma once
 
 #include <math.h>
@@ -62,8 +63,12 @@ SMARTCS_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // not `{} + x`: that would turn -0 into +0
 }
 
-SMARTCS_INLINE float widen(float x) { return x; }
-SMARTCS_INLINE double widen(double x) { return x; }
+SMARTCS_INLINE float widen(float x) {
+  return x;
+}
+SMARTCS_INLINE double widen(double x) {
+  return x;
+}
 SMARTCS_INLINE float widen(bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;
@@ -71,8 +76,12 @@ SMARTCS_INLINE float widen(bf16 x) {
   return y;
 }
 
-SMARTCS_INLINE void narrow(float x, float* y) { *y = x; }
-SMARTCS_INLINE void narrow(double x, double* y) { *y = x; }
+SMARTCS_INLINE void narrow(float x, float* y) {
+  *y = x;
+}
+SMARTCS_INLINE void narrow(double x, double* y) {
+  *y = x;
+}
 SMARTCS_INLINE void narrow(float x, bf16* y) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -1,7 +1,8 @@
 """BERT's encoder on packed batches.
 
-Read from the top: the configuration, one layer, the model. Shapes: T tokens of all sentences, B sentences, C = hidden size,
-H heads of size D = C / H. There is no padding and so no attention mask: `PackedBatch.cu_seqlens` says where sentences begin.
+Read from the top: the configuration, one layer, the model. Shapes: T tokens of all sentences, B sentences, C = hidden
+size, H heads of size D = C / H. There is no padding and so no attention mask: `PackedBatch.cu_seqlens` says where
+sentences begin.
 
 Source: Devlin et al. 2018. Outputs equal those of `transformers.BertModel` on the same weights.
 """
@@ -61,9 +62,7 @@ class BertConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"BertConfig: {name} is {getattr(self, name)}, expected 0 <= {name} < 1")
         if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"BertConfig: pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}"
-            )
+            raise ValueError(f"BertConfig: pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
@@ -154,9 +153,7 @@ class BertLayer(nn.Module):
             **_dropout(config.hidden_dropout_prob, key, site + 1),
         )
 
-        inner = ops.bias_gelu(
-            ops.linear(x, self.intermediate.weight), self.intermediate.bias
-        )  # (T, intermediate)
+        inner = ops.bias_gelu(ops.linear(x, self.intermediate.weight), self.intermediate.bias)  # (T, intermediate)
         return ops.add_layer_norm(
             ops.linear(inner, self.output.weight),
             residual=x,
@@ -172,8 +169,8 @@ class BertModel(nn.Module):
     """The encoder: embeddings, layers, pooler.
 
     Args:
-        config: Its shape. Weights start as in BERT: normal with `initializer_range`, biases zero, LayerNorms one and zero,
-            drawn from torch's default generator.
+        config: Its shape. Weights start as in BERT: normal with `initializer_range`, biases zero, LayerNorms one and
+            zero, drawn from torch's default generator.
     """
 
     def __init__(self, config: BertConfig) -> None:

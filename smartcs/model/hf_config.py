@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import CheckpointError, read_json
+from smartcs.model.files import CheckpointError, read_json
 
 POOLINGS = ("pooler", "cls", "mean")
 
@@ -70,9 +70,7 @@ def config_from_hf(raw: Mapping[str, Any], source: str = "config.json") -> dict[
         fields[key] = float(_number(source, key, raw.get(key), limits))
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     if hidden % heads:
-        raise CheckpointError(
-            f"{source}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
-        )
+        raise CheckpointError(f"{source}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     if fields["pad_token_id"] >= fields["vocab_size"]:
         raise CheckpointError(
             f"{source}: pad_token_id {fields['pad_token_id']} is not below vocab_size {fields['vocab_size']}"
@@ -148,22 +146,17 @@ def _check_is_bert(raw: Mapping[str, Any], source: str) -> None:
     architectures = raw.get("architectures") or []
     if missing or not all(str(name).startswith("Bert") for name in architectures):
         raise CheckpointError(
-            f"{source}: no model_type, and not a BERT config: missing keys {missing}, "
-            f"architectures {architectures}"
+            f"{source}: no model_type, and not a BERT config: missing keys {missing}, architectures {architectures}"
         )
 
 
-def _number(
-    source: str, key: str, value: Any, limits: tuple[float, float, float], integer: bool = False
-) -> Any:
+def _number(source: str, key: str, value: Any, limits: tuple[float, float, float], integer: bool = False) -> Any:
     default, least, greatest = limits
     if value is None:
         return default
     # bool is a subclass of int; NaN, which JSON parsers accept, fails the range.
     if not isinstance(value, int if integer else (int, float)) or isinstance(value, bool):
-        raise CheckpointError(
-            f"{source}: {key} is {value!r}, expected {'an integer' if integer else 'a number'}"
-        )
+        raise CheckpointError(f"{source}: {key} is {value!r}, expected {'an integer' if integer else 'a number'}")
     if not least <= value <= greatest:
         raise CheckpointError(f"{source}: {key} is {value!r}, expected {least} to {greatest}")
     return value

@@ -1,7 +1,7 @@
 """One encoder, three tasks: sentiment (SST), paraphrase (QQP) and similarity (STS).
 
-Sentences go through BERT alone, pairs as one sequence [CLS] a [SEP] b [SEP] with token types 0 and 1. The pair tasks share
-their first linear layer. Source: the SMARTCS paper, section 4 and figure 1.
+Sentences go through BERT alone, pairs as one sequence [CLS] a [SEP] b [SEP] with token types 0 and 1. The pair tasks
+share their first linear layer. Source: the SMARTCS paper, section 4 and figure 1.
 """
 
 import os
@@ -47,9 +47,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.sst_head not in ("relu_hidden", "relu_logits"):
-            raise ValueError(
-                f"HeadConfig: sst_head is {self.sst_head!r}, expected relu_hidden or relu_logits"
-            )
+            raise ValueError(f"HeadConfig: sst_head is {self.sst_head!r}, expected relu_hidden or relu_logits")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"HeadConfig: dropout is {self.dropout}, expected 0 <= dropout < 1")
 
@@ -71,9 +69,7 @@ class MultitaskBert(nn.Module):
         tokenizer: Needed for everything that takes text.
     """
 
-    def __init__(
-        self, bert: BertModel, heads: HeadConfig | None = None, tokenizer: Tokenizer | None = None
-    ) -> None:
+    def __init__(self, bert: BertModel, heads: HeadConfig | None = None, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.bert = bert
         self.head_config = HeadConfig() if heads is None else heads
@@ -189,8 +185,7 @@ class MultitaskBert(nn.Module):
         return self._linear(output, self._dropout(hidden, key, site)).squeeze(-1)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        layer = self.heads[name]
-        return ops.linear(x, layer.weight, layer.bias)
+        return ops.linear(x, self.heads.get_parameter(f"{name}.weight"), self.heads.get_parameter(f"{name}.bias"))
 
     def _dropout(self, x: Tensor, key: DropoutKey | None, site: int) -> Tensor:
         if key is None:

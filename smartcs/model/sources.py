@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from .files import ModelSourceError, first_line
+from smartcs.model.files import ModelSourceError, first_line
 
 MINILM = "minilm"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -104,9 +104,7 @@ def _checked_folder(path: Path) -> Path:
         missing.append("weights")
     if missing:
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise ModelSourceError(
-            f"{path}: no {' and no '.join(missing)}; looked for {_needed_files()}; found {found}"
-        )
+        raise ModelSourceError(f"{path}: no {' and no '.join(missing)}; looked for {_needed_files()}; found {found}")
     return path
 
 
@@ -149,9 +147,7 @@ def _cached_folder(hub_id: str) -> Path | None:
 
 def _why_not_fetched(hub_id: str, error: Exception) -> str:
     if isinstance(error, GatedRepoError):
-        return (
-            f"hub model {hub_id!r} is gated: accept its terms on its page and set HF_TOKEN, or pass a folder"
-        )
+        return f"hub model {hub_id!r} is gated: accept its terms on its page and set HF_TOKEN, or pass a folder"
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"the Hugging Face hub has no model {hub_id!r} that you may read, and there is no local folder "

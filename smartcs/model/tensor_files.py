@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .files import CheckpointError, first_line, read_json
+from smartcs.model.files import CheckpointError, first_line, read_json
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -62,9 +62,7 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"{path}: entry {name!r} is {type(value).__name__}, expected names of tensors"
-            )
+            raise CheckpointError(f"{path}: entry {name!r} is {type(value).__name__}, expected names of tensors")
     return loaded
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from .files import (
+from smartcs.model.files import (
     CheckpointError,
     ModelSourceError,
     Writer,
@@ -79,9 +79,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], model_m
     write_files(Path(folder), writers, remove=TOKENIZER_FILES - set(writers))
 
 
-def tokenizer_writers(
-    tokenizer: Tokenizer, vocab_size: int | None, model_max_length: int
-) -> dict[str, Writer]:
+def tokenizer_writers(tokenizer: Tokenizer, vocab_size: int | None, model_max_length: int) -> dict[str, Writer]:
     """The files of a tokenizer for `files.write_files`, after the checks of `load_tokenizer`."""
     plain = Tokenizer.from_str(tokenizer.to_str())  # a copy: the caller's may pad and truncate
     plain.no_padding()
@@ -158,9 +156,7 @@ def _check(tokenizer: Tokenizer, source: str, vocab_size: int | None) -> None:
     _check_special_tokens(vocab, source)
     largest = max(vocab.values())
     if vocab_size is not None and largest >= vocab_size:
-        raise CheckpointError(
-            f"{source}: token ids up to {largest}, but the model's vocab_size is {vocab_size}"
-        )
+        raise CheckpointError(f"{source}: token ids up to {largest}, but the model's vocab_size is {vocab_size}")
     # The template is tried, not read: it may be spelled in several ways.
     cls, sep, word = vocab["[CLS]"], vocab["[SEP]"], vocab["[MASK]"]
     for texts, ids, types in (

@@ -23,17 +23,17 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from .files import CheckpointError, Writer, json_writer, read_json, write_files
-from .hf_config import (
+from smartcs.model.files import CheckpointError, Writer, json_writer, read_json, write_files
+from smartcs.model.hf_config import (
     POOLINGS,
     config_from_hf,
     config_to_hf,
     pooling_of,
     pooling_to_hf,
 )
-from .sources import resolve, weight_file
-from .tensor_files import read_tensors
-from .tokenizer import TOKENIZER_FILES, tokenizer_writers
+from smartcs.model.sources import resolve, weight_file
+from smartcs.model.tensor_files import read_tensors
+from smartcs.model.tokenizer import TOKENIZER_FILES, tokenizer_writers
 
 _PREFIX = "bert."
 _WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -153,9 +153,7 @@ def state_dict_from_hf(
     return EncoderWeights(state_dict, missing, tuple(sorted(heads)))
 
 
-def state_dict_to_hf(
-    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
+def state_dict_to_hf(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The inverse: CPU tensors named as in `transformers.BertModel`, of unchanged dtype, sharing nothing.
 
     Raises:
@@ -276,9 +274,7 @@ def _encoder_tensors(
     return encoder, heads
 
 
-def _check_tensors(
-    tensors: Mapping[str, torch.Tensor], layout: list[_Parameter], source: str
-) -> tuple[str, ...]:
+def _check_tensors(tensors: Mapping[str, torch.Tensor], layout: list[_Parameter], source: str) -> tuple[str, ...]:
     """Check names, shapes and dtypes; return the parameters that are missing and may be."""
     wanted = {piece: parameter for parameter in layout for piece in parameter.pieces}
     unknown = set(tensors) - set(wanted)
@@ -298,9 +294,7 @@ def _check_tensors(
 
 def _check_tensor(source: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config"
-        )
+        raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config")
     if not tensor.is_floating_point():
         raise CheckpointError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point type")
 

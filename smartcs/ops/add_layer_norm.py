@@ -9,8 +9,8 @@ Backward, with g = dy * weight, xhat = (h - mean) * rstd and row means over the 
     dresidual = dh,  dx = m * dh,  dinput_bias = sum over rows of dx
     dweight = sum over rows of dy * xhat,  dbias = sum over rows of dy
 
-Source: Ba, Kiros and Hinton 2016 (LayerNorm); its place after each BERT sublayer is Devlin et al. 2018. The mask is that
-of ``smartcs.ops.random``: row = the row of x, column = the channel.
+Source: Ba, Kiros and Hinton 2016 (LayerNorm); its place after each BERT sublayer is Devlin et al. 2018. The mask is
+that of ``smartcs.ops.random``: row = the row of x, column = the channel.
 """
 
 from typing import Any

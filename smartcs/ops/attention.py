@@ -9,8 +9,8 @@ position exists. Backward, recomputing p = exp(s - lse) from the saved log-sum-e
 
     dv = z^T do,  dp = m * (do v^T),  ds = p * (dp - sum over d of do * out),  dq = scale * ds k,  dk = scale * ds^T q
 
-Source: Vaswani et al. 2017; the backward from the log-sum-exp is Dao et al. 2022 (FlashAttention), appendix B. The mask is
-that of ``smartcs.ops.random``: row = token * H + head, column = the key's position in its sequence.
+Source: Vaswani et al. 2017; the backward from the log-sum-exp is Dao et al. 2022 (FlashAttention), appendix B. The mask
+is that of ``smartcs.ops.random``: row = token * H + head, column = the key's position in its sequence.
 """
 
 import math
@@ -108,9 +108,7 @@ def _check_lengths(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
         if end < begin:
             raise ValueError(f"attention: cu_seqlens decreases at index {b + 1}")
         if end - begin > max_seqlen:
-            raise ValueError(
-                f"attention: sequence {b} has {end - begin} tokens, more than max_seqlen = {max_seqlen}"
-            )
+            raise ValueError(f"attention: sequence {b} has {end - begin} tokens, more than max_seqlen = {max_seqlen}")
     if bounds[-1] != tokens:
         raise ValueError(f"attention: cu_seqlens ends at {bounds[-1]}, but qkv has {tokens} tokens")
 
@@ -128,9 +126,7 @@ class _Attention(torch.autograd.Function):
         stream: int,
     ) -> Tensor:
         qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
-        out, lse = torch.ops.smartcs.attention_fwd(
-            qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream
-        )
+        out, lse = torch.ops.smartcs.attention_fwd(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
         ctx.save_for_backward(qkv, out, lse, cu_seqlens)
         ctx.settings = (max_seqlen, scale, dropout_p, seed, stream)
         return out
@@ -139,9 +135,7 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, out, lse, cu_seqlens = ctx.saved_tensors
-        grad_qkv = torch.ops.smartcs.attention_bwd(
-            grad_out.contiguous(), qkv, out, lse, cu_seqlens, *ctx.settings
-        )
+        grad_qkv = torch.ops.smartcs.attention_bwd(grad_out.contiguous(), qkv, out, lse, cu_seqlens, *ctx.settings)
         return grad_qkv, *(None,) * 6
 
 

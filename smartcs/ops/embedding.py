@@ -39,7 +39,8 @@ def embedding(
 
     Args:
         input_ids, token_type_ids, position_ids: (T,) int64, rows of the three tables.
-        word, token_type, position: (rows, C) tables, float32, float64 or bfloat16 (any floating dtype on the reference).
+        word, token_type, position: (rows, C) tables, float32, float64 or bfloat16 (any floating dtype on the
+            reference).
         weight, bias: (C,), LayerNorm's gain and shift.
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of the result, 0 <= dropout_p < 1.
@@ -69,8 +70,8 @@ def embedding(
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
     check_dropout("embedding", dropout_p, seed, stream)
     implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
-    ids = input_ids, token_type_ids, position_ids
-    return implementation(*ids, word, token_type, position, weight, bias, eps, dropout_p, seed, stream)
+    tensors = input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias
+    return implementation(*tensors, eps, dropout_p, seed, stream)
 
 
 def embedding_reference(
@@ -137,28 +138,13 @@ def register_fakes() -> None:
     """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::embedding_fwd")
-    def _(input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, eps, p, seed, stream):  # type: ignore[no-untyped-def]
+    def _(input_ids, types, positions, word, type_table, position_table, weight, bias, *rest):  # type: ignore[no-untyped-def]
         y = word.new_empty((input_ids.shape[0], word.shape[1]))
         stats = word.new_empty(input_ids.shape[0], dtype=random.compute_dtype(word))
         return y, torch.empty_like(y), stats, torch.empty_like(stats)
 
     @torch.library.register_fake("smartcs::embedding_bwd")
-    def _(  # type: ignore[no-untyped-def]
-        grad_y,
-        input_ids,
-        token_type_ids,
-        position_ids,
-        h,
-        mean,
-        rstd,
-        weight,
-        words,
-        token_types,
-        positions,
-        dropout_p,
-        seed,
-        stream,
-        parameter_grads,
-    ):
-        tables = [h.new_empty((rows, h.shape[1])) for rows in (words, token_types, positions)]
+    def _(dy, ids, types, positions, h, mean, rstd, weight, *rest):  # type: ignore[no-untyped-def]
+        *rows, _dropout_p, _seed, _stream, parameter_grads = rest
+        tables = [h.new_empty((count, h.shape[1])) for count in rows]
         return *tables, *(h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2))

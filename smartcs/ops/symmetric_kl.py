@@ -10,8 +10,8 @@ Bernoulli, p = sigmoid(a), q = sigmoid(b), every element on its own:
     l = (p - q) (a - b),   dl/da = (p - q) + p (1 - p) (a - b),   dl/db = (q - p) - q (1 - q) (a - b)
 
 SMART compares logits that agree to five digits, where p - q and log p - log q lose every digit they have. With
-d = a - b, exact for neighbouring floats, x_k = d_k - log sum_j q_j exp(d_j) through log1p and expm1 of small numbers, and
-p_k - q_k = q_k expm1(x_k). Far apart, the plain difference is the better one. Every term of the sum is non-negative.
+d = a - b, exact for neighbouring floats, x_k = d_k - log sum_j q_j exp(d_j) through log1p and expm1 of small numbers,
+and p_k - q_k = q_k expm1(x_k). Far apart, the plain difference is the better one. No term of the sum is negative.
 
 ``detach_targets`` gives the published code's gradient (mt-dnn, smart-pytorch), which treats the other side of each KL
 term as a constant: dl/da = p - q, dl/db = q - p, at the same value of l.
@@ -127,9 +127,7 @@ class _SymmetricKl(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad[:2]
-        da, db = torch.ops.smartcs.symmetric_kl_bwd(
-            grad_loss.contiguous(), a, b, *ctx.options, need_a, need_b
-        )
+        da, db = torch.ops.smartcs.symmetric_kl_bwd(grad_loss.contiguous(), a, b, *ctx.options, need_a, need_b)
         return da if need_a else None, db if need_b else None, None, None
 
 

@@ -64,9 +64,7 @@ def test_cycles_can_be_set_and_tasks_are_independent() -> None:
     sampler = RoundRobinSampler(SIZES, BATCHES, seed=0, cycles=5)
     assert len(_take(sampler, 1)) == 15
     alone = RoundRobinSampler({"qqp": 103}, {"qqp": 10}, seed=0, cycles=5)
-    together = [
-        rows for task, rows in _take(RoundRobinSampler(SIZES, BATCHES, seed=0, cycles=5), 1) if task == "qqp"
-    ]
+    together = [rows for task, rows in _take(RoundRobinSampler(SIZES, BATCHES, seed=0, cycles=5), 1) if task == "qqp"]
     assert [rows for _, rows in _take(alone, 1)] == together
 
 
@@ -104,9 +102,7 @@ def test_state_of_another_run_is_refused() -> None:
             {key: value for key, value in state.items() if key != "step"}
         )
     state["streams"]["sst"]["position"] = 21
-    with pytest.raises(
-        ValueError, match="sst: the saved state has pass 0 and position 21, expected .* 0 to 20"
-    ):
+    with pytest.raises(ValueError, match="sst: the saved state has pass 0 and position 21, expected .* 0 to 20"):
         RoundRobinSampler(SIZES, BATCHES, seed=7).load_state_dict(state)
 
 
@@ -123,9 +119,7 @@ def test_state_of_another_run_is_refused() -> None:
         ({"sst": 5}, {"sst": 1}, {"seed": -1}, "seed is -1, expected a non-negative integer"),
     ],
 )
-def test_argument_errors(
-    sizes: dict[str, int], batches: dict[str, int], options: dict[str, int], message: str
-) -> None:
+def test_argument_errors(sizes: dict[str, int], batches: dict[str, int], options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         RoundRobinSampler(sizes, batches, **{"seed": 0, **options})
     assert message in str(caught.value)

@@ -54,9 +54,7 @@ def test_target_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b'{"a": "\xff"}', b"[" * 100_000])
 def test_bad_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match=r"config.json: (not valid JSON \(|expected a JSON object, got)"
-    ):
+    with pytest.raises(CheckpointError, match=r"config.json: (not valid JSON \(|expected a JSON object, got)"):
         read_json(tmp_path / "config.json")
 
 

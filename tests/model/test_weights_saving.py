@@ -99,9 +99,7 @@ def test_keeps_the_dtype(folder: Path, tmp_path: Path, dtype: torch.dtype) -> No
 
 def test_reads_strided_parameters(folder: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(folder)
-    strided = {
-        name: value.t().contiguous().t().requires_grad_() for name, value in checkpoint.state_dict.items()
-    }
+    strided = {name: value.t().contiguous().t().requires_grad_() for name, value in checkpoint.state_dict.items()}
     assert not strided["layers.0.intermediate.weight"].is_contiguous()
     save_checkpoint(tmp_path / "a", checkpoint.config, strided)
     assert_equal(load_checkpoint(tmp_path / "a").state_dict, checkpoint.state_dict)
