@@ -12,6 +12,7 @@ Three outcomes, decided once, when smartcs is imported:
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import os
 import sys
 from pathlib import Path
@@ -94,7 +95,8 @@ def _load() -> str | None:
 
 
 def _why_missing() -> str:
-    others = sorted(path.name for path in _FOLDER.glob("_C.*"))
+    own = importlib.machinery.EXTENSION_SUFFIXES[0]
+    others = sorted(path.name for path in _FOLDER.glob("_C.*.so") if path.name != f"_C{own}")
     if others:
         return (
             f"the extension is built for another Python ({', '.join(others)}), this is {sys.implementation.cache_tag}; "

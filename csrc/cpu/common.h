@@ -62,7 +62,9 @@ inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
 inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const char* op) {
   TORCH_CHECK(p >= 0 && p < 1, op, ": dropout_p is ", p, ", expected 0 <= dropout_p < 1");
   Dropout dropout;
-  dropout.threshold = static_cast<uint32_t>(std::fmin(std::nearbyint(p * 4294967296.0), 4294967295.0));
+  // At least 1, so that a tiny p is still dropout: active() and p > 0 must agree.
+  const double threshold = std::fmin(std::fmax(std::nearbyint(p * 4294967296.0), 1.0), 4294967295.0);
+  dropout.threshold = p > 0 ? static_cast<uint32_t>(threshold) : 0;
   dropout.keep_scale = 1.0 / (1.0 - p);
   dropout.seed = static_cast<uint64_t>(seed);
   dropout.stream = static_cast<uint64_t>(stream);

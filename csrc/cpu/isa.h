@@ -25,7 +25,7 @@ inline constexpr int kStorageCount = 3;
 // Dropout as every kernel receives it (see philox.h): an element is kept when its 32 random bits are >=
 // threshold.
 struct Dropout {
-  uint32_t threshold = 0;   // round(p * 2^32); 0 means no dropout
+  uint32_t threshold = 0;   // round(p * 2^32), at least 1 where p > 0; 0 means no dropout
   double keep_scale = 1.0;  // 1 / (1 - p)
   uint64_t seed = 0;
   uint64_t stream = 0;

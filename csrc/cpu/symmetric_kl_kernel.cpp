@@ -29,6 +29,12 @@ double gap(double p, double q, double x) {
   return x > -0.5 && x < 0.5 ? q * ::expm1(x) : p - q;
 }
 
+// p - q for p = sigmoid(a), q = sigmoid(b), x = a - b: sigmoid(a) sigmoid(-b) (1 - exp(-x)), or its mirror image
+// where that exponential could overflow.
+double binary_gap(double a, double b, double x) {
+  return x > 0 ? -::expm1(-x) / ((1 + ::exp(-a)) * (1 + ::exp(b))) : ::expm1(x) / ((1 + ::exp(a)) * (1 + ::exp(-b)));
+}
+
 template <class S>
 double log_sum_exp(const S* logits, int64_t n) {
   double top = at(logits, 0), sum = 0;
@@ -49,12 +55,13 @@ Row prepare(const S* a, const S* b, int64_t n) {
     const double d = difference(at(a, k), at(b, k));
     row.top = d > row.top ? d : row.top;
   }
+  if (row.top == INFINITY) row.top = 0;  // a class masked in b alone: the loss is infinite, not inf - inf
   double sum = 0;
   bool near = true;
   for (int64_t k = 0; k < n; ++k) {
     const double e = difference(at(a, k), at(b, k)) - row.top;
     const double q = ::exp(at(b, k) - row.lse_b);
-    near = near && (e > -0.5 || q == 0.0);
+    near = near && e < 0.5 && (e > -0.5 || q == 0.0);
     sum += times(q, ::expm1(e));
   }
   row.shift = near ? ::log1p(sum) : row.lse_a - row.lse_b - row.top;
@@ -83,8 +90,7 @@ void forward(const SymmetricKlForward& args, int64_t begin, int64_t end) {
     double loss = 0;
     if (args.bernoulli) {
       const double x = difference(at(a, 0), at(b, 0));
-      const double p = 1 / (1 + ::exp(-at(a, 0))), q = 1 / (1 + ::exp(-at(b, 0)));
-      loss = times(x > -0.5 && x < 0.5 ? (1 - p) * q * ::expm1(x) : p - q, x);
+      loss = times(binary_gap(at(a, 0), at(b, 0), x), x);
     } else {
       const Row row = prepare(a, b, args.classes);
       for (int64_t k = 0; k < args.classes; ++k) {
@@ -111,7 +117,7 @@ void backward(const SymmetricKlBackward& args, int64_t begin, int64_t end) {
     if (args.bernoulli) {
       const double x = difference(at(a, 0), at(b, 0));
       const double p = 1 / (1 + ::exp(-at(a, 0))), q = 1 / (1 + ::exp(-at(b, 0)));
-      const double between = x > -0.5 && x < 0.5 ? (1 - p) * q * ::expm1(x) : p - q;
+      const double between = binary_gap(at(a, 0), at(b, 0), x);
       const double curve = args.detach_targets ? 0.0 : 1.0;
       // 1 - p as the other class's probability: it would round to 0 long before p does.
       write<S>(args.grad_a, i, g * (between + curve * times(p / (1 + ::exp(at(a, 0))), x)));

@@ -246,7 +246,7 @@ def _dropout(p: float, key: DropoutKey | None, site: int) -> dict[str, Any]:
 def _first_tokens(x: Tensor, batch: PackedBatch) -> Tensor:
     """(B, C): each sentence's first row of x; zero for a sentence without tokens."""
     if batch.num_tokens == 0:
-        return x.new_zeros((batch.batch_size, x.shape[1]))
+        return x.sum(dim=0).expand(batch.batch_size, -1)  # zeros that backward() can pass
     starts = batch.cu_seqlens[:-1].long().clamp(max=batch.num_tokens - 1)
     return x[starts] * (batch.lengths > 0).to(x.dtype)[:, None]
 

@@ -96,8 +96,11 @@ def random_bits(rows: Tensor, columns: int, *, seed: int, stream: int) -> Tensor
 
 
 def keep_factors(rows: Tensor, columns: int, p: float, *, seed: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Inverted dropout's factors: 1 / (1 - p) with probability 1 - p, else 0. Shape (N, columns)."""
-    threshold = min(round(p * 2**32), 2**32 - 1)
+    """Inverted dropout's factors: 1 / (1 - p) with probability 1 - p, else 0. Shape (N, columns), 0 < p < 1.
+
+    p is rounded to a multiple of 2**-32, but never to 0 or 1.
+    """
+    threshold = min(max(round(p * 2**32), 1), 2**32 - 1)
     kept = random_bits(rows, columns, seed=seed, stream=stream) >= threshold
     return kept.to(dtype) * (1.0 / (1.0 - p))
 

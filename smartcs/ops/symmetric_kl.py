@@ -44,7 +44,8 @@ def symmetric_kl(
 
     Args:
         a: (..., K) class logits, or for "bernoulli" (...) binary logits. float32, float64 or bfloat16 (any floating
-            dtype on the reference). A class may be masked by -inf on both sides.
+            dtype on the reference). A class may be masked by -inf on both sides; masked on one side only, the loss is
+            infinite and has no gradient.
         b: Shape, dtype and device of a.
         distribution: "categorical" over the last axis, or "bernoulli" per element.
         reduction: Over the distributions: "mean", "sum", or "none" for shape (...).
@@ -97,15 +98,18 @@ def symmetric_kl_reference(a: Tensor, b: Tensor, bernoulli: bool, detach_targets
 def _gap_and_log_ratio(a: Tensor, b: Tensor, bernoulli: bool) -> tuple[Tensor, Tensor]:
     """p - q and log(p / q); for Bernoulli the latter's difference between the two outcomes, which is a - b."""
     zero = torch.zeros((), dtype=a.dtype, device=a.device)
-    d = torch.where(a == b, zero, a - b)  # a class masked on both sides differs by nothing, not by inf - inf
+    # A class masked on both sides differs by nothing, not by inf - inf. Other ties keep their a - b: they have gradients.
+    masked = (a == b) & a.isinf()
+    d = a.masked_fill(masked, 0) - b.masked_fill(masked, 0)
     if bernoulli:
         p, q = torch.sigmoid(a), torch.sigmoid(b)
         small = torch.where(d.abs() < 0.5, d, zero)
         return torch.where(d.abs() < 0.5, torch.sigmoid(-a) * q * torch.expm1(small), p - q), d
     p, q = torch.softmax(a, dim=-1), torch.softmax(b, dim=-1)
     top = d.detach().amax(dim=-1, keepdim=True)
+    top = torch.where(top.isinf(), zero, top)  # a class masked in b alone: the loss is infinite, not inf - inf
     e = d - top
-    is_near = (e > -0.5).all(dim=-1, keepdim=True)
+    is_near = (e.abs() < 0.5).all(dim=-1, keepdim=True)
     # Both arms of a where are differentiated: the one not taken must stay finite.
     near = torch.log1p((q * torch.expm1(torch.where(is_near, e, zero))).sum(dim=-1, keepdim=True))
     far = a.logsumexp(dim=-1, keepdim=True) - b.logsumexp(dim=-1, keepdim=True) - top

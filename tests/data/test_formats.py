@@ -192,10 +192,10 @@ def test_strict_folder_lists_the_first_rows_of_all_files(tmp_path: Path) -> None
         (b"\tid\tsentence\n0\ta\tb\n", "column 'sentiment' is missing, the header has '', 'id', 'sentence'"),
         (b"id\tid\tsentence\tsentiment\n0\ta\tb\t3\n", "column 'id' stands more than once"),
         (b'id\tsentence\t"sentiment\n0\ta\tb\n', "line 1: the header has unbalanced double quotes"),
-        (b"\tid\tsentence\tsentiment\n0\ta\tok\t3\n1\tb\tcaf\xe9\t3\n", "line 3: byte 0xe9 at byte offset 40"),
+        (b"\tid\tsentence\tsentiment\n0\ta\tok\t3\n1\tb\tcaf\xe9\t3\n", "line 3: byte 0xe9 at byte offset 39"),
         (
             b"\xef\xbb\xbf\tid\tsentence\tsentiment\n0\tcaf\xe9\tok\t3\n",
-            "line 2: byte 0xe9 at byte offset 32 of the file is not UTF-8",
+            "line 2: byte 0xe9 at byte offset 31 of the file is not UTF-8",
         ),
         ("\tid\tsentence\tsentiment\n".encode("utf-16"), "UTF-16 byte order mark, expected UTF-8"),
         (b"\tid\tsentence\tsentiment\n0\ta\tok\t3\nx\ny\n", "2 of 3 rows are malformed, more than half: "),

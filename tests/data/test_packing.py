@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+from typing import Any
+
 import pytest
 import torch
 
@@ -97,6 +100,7 @@ def test_to_padded_values_dtype_pad_and_gradient() -> None:
     assert (padded[1] == 7.5).all()
     assert (padded[2, 1] == 7.5).all()
     (padded * 3).sum().backward()
+    assert values.grad is not None
     assert torch.equal(values.grad, torch.full_like(values, 3))
 
 
@@ -110,9 +114,9 @@ def test_to_same_device_is_free_and_repr_is_short() -> None:
 
 
 def test_is_frozen() -> None:
-    batch = PackedBatch.from_lists([[1]])
-    with pytest.raises(AttributeError):
-        batch.max_seqlen = 3  # type: ignore[misc]
+    batch: Any = PackedBatch.from_lists([[1]])
+    with pytest.raises(FrozenInstanceError):
+        batch.max_seqlen = 3
 
 
 _T = torch.zeros(3, dtype=torch.int64)
@@ -144,17 +148,17 @@ _CU = torch.tensor([0, 2, 3], dtype=torch.int32)
         ({"max_seqlen": torch.tensor(2)}, TypeError, "max_seqlen is tensor(2), expected an int"),
     ],
 )
-def test_constructor_errors(fields: dict[str, object], error: type[Exception], message: str) -> None:
-    good: dict[str, object] = {
+def test_constructor_errors(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    good: dict[str, Any] = {
         "input_ids": _T,
         "token_type_ids": _T,
         "position_ids": _T,
         "cu_seqlens": _CU,
         "max_seqlen": 2,
     }
-    PackedBatch(**good)  # type: ignore[arg-type]
+    PackedBatch(**good)
     with pytest.raises(error) as caught:
-        PackedBatch(**{**good, **fields})  # type: ignore[arg-type]
+        PackedBatch(**{**good, **fields})
     assert message in str(caught.value)
 
 
@@ -178,9 +182,9 @@ _IDS, _MASK = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.
         ((_IDS, None), TypeError, "attention_mask is a NoneType, expected a torch.Tensor"),
     ],
 )
-def test_from_padded_errors(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+def test_from_padded_errors(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        PackedBatch.from_padded(*arguments)  # type: ignore[arg-type]
+        PackedBatch.from_padded(*arguments)
     assert message in str(caught.value)
 
 

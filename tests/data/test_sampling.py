@@ -77,7 +77,7 @@ def test_epochs_go_on_where_the_last_one_stopped() -> None:
 def test_resume_is_exact(stop: int) -> None:
     expected = _take(RoundRobinSampler(SIZES, BATCHES, seed=7), 4)
     first = RoundRobinSampler(SIZES, BATCHES, seed=7)
-    seen = []
+    seen: list[tuple[str, list[int]]] = []
     while len(seen) < stop:
         seen += [(task, rows.tolist()) for task, rows in islice(first.batches(), stop - len(seen))]
     state = json.loads(json.dumps(first.state_dict()))
