@@ -72,7 +72,7 @@ def render(info: dict[str, Any]) -> str:
     if build:
         rows += [
             ("compiled for", f"torch {build['torch']}"),
-            ("compiled by", f"{build['compiler']}, C++ {build['cxx_standard']}, {build['build_type']}"),
+            ("compiled by", f"{build['compiler']}, C++{build['cxx_standard'] // 100 % 100}, {build['build_type']}"),
             ("commit", build["git_commit"]),
             ("threads", build["threads"]),
             ("CUDA", build["cuda"] or f"no ({build['no_cuda_reason']})"),
