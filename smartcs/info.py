@@ -78,8 +78,11 @@ def render(info: dict[str, Any]) -> str:
             ("CUDA", build["cuda"] or f"no ({build['no_cuda_reason']})"),
         ]
     rows += [
-        ("instruction sets", f"compiled {', '.join(sets['compiled']) or 'none'}; this CPU {', '.join(sets['cpu'])}; "
-         f"active {sets['active'] or 'none'}"),
+        (
+            "instruction sets",
+            f"compiled {', '.join(sets['compiled']) or 'none'}; this CPU {', '.join(sets['cpu'])}; "
+            f"active {sets['active'] or 'none'}",
+        ),
         ("Triton", "usable" if info["triton"]["usable"] else f"no ({info['triton']['reason']})"),
     ]
     rows += list(info["environment"].items())

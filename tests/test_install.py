@@ -1,7 +1,7 @@
 """What installation must guarantee, without a network; tests/install_matrix.sh does the installing itself.
 
-Much of it is decided at import, so it is tried in processes of their own. A fake extension is put into them by a
-sitecustomize module, which Python imports before anything else.
+What is decided at import is tried in processes of their own, where a sitecustomize module, which Python imports before
+anything else, puts a fake extension in the place of the real one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,17 +28,18 @@ ROOT = Path(__file__).resolve().parent.parent
 AVAILABLE, REASON = _extension.extension_status()
 needs_extension = pytest.mark.skipif(not AVAILABLE, reason=f"the extension is not loaded: {REASON}")
 
+FACTS = {
+    "torch": str(torch.__version__), "compiler": "GNU 1", "build_type": "Release", "cxx_standard": 202002,
+    "threads": "OpenMP", "instruction_sets": ["baseline"], "cuda": None, "no_cuda_reason": "none",
+    "git_commit": "unknown",
+}  # fmt: skip
 MISSING = "import sys; sys.modules['smartcs._C'] = None"
-OTHER_TORCH = """
+OTHER_TORCH = f"""
 import sys, types
 module = types.ModuleType("smartcs._C")
-module.build_facts = lambda: {
-    "torch": "1.0.0+cpu", "compiler": "GNU 1", "build_type": "Release", "cxx_standard": 202002, "threads": "OpenMP",
-    "instruction_sets": ["baseline"], "cuda": None, "no_cuda_reason": "none", "git_commit": "unknown",
-}
+module.build_facts = lambda: {FACTS | {"torch": "1.0.0+cpu"}}
 sys.modules["smartcs._C"] = module
 """
-OTHER_CUDA = OTHER_TORCH.replace("1.0.0+cpu", torch.__version__).replace('"cuda": None', '"cuda": "1.0"')
 
 
 def python(
@@ -70,55 +72,85 @@ def test_build_facts_describe_this_process() -> None:
     assert torch.ops.smartcs.instruction_set() in facts["instruction_sets"]
 
 
+@pytest.fixture
+def not_loaded(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """smartcs._extension as it is before it has looked for the extension."""
+    monkeypatch.setattr(_extension, "_status", None)
+    monkeypatch.setattr(_extension, "_facts", None)
+    for name in ("SMARTCS_BACKEND", "SMARTCS_REQUIRE_EXT"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def found(monkeypatch: pytest.MonkeyPatch, **facts: object) -> None:
+    """Puts an extension with these build facts in the place of the real one."""
+    module = ModuleType("smartcs._C")
+    vars(module)["build_facts"] = lambda: FACTS | facts
+    monkeypatch.setitem(sys.modules, "smartcs._C", module)
+
+
+def test_import_refuses_an_extension_for_another_torch(tmp_path: Path) -> None:
+    refused = python("-c", "import smartcs", folder=tmp_path, site=OTHER_TORCH)
+    assert refused.returncode != 0
+    for words in ("ImportError", "torch 1.0.0+cpu", torch.__version__, "pip install -e .", "SMARTCS_BACKEND=reference"):
+        assert words in refused.stderr
+
+
 @pytest.mark.parametrize(
-    ("site", "names"),
-    [(OTHER_TORCH, ["torch 1.0.0+cpu", torch.__version__]), (OTHER_CUDA, ["CUDA 1.0", torch.version.cuda or "none"])],
+    ("facts", "message"),
+    [
+        ({"torch": "1.0.0+cpu"}, "for torch 1.0.0.cpu, this is torch"),
+        ({"cuda": "1.0"}, "for CUDA 1.0, this torch has"),
+    ],
     ids=["torch", "cuda"],
 )
-def test_extension_for_another_torch_is_refused(tmp_path: Path, site: str, names: list[str]) -> None:
-    refused = python("-c", "import smartcs", folder=tmp_path, site=site)
-    assert refused.returncode != 0
-    assert "ImportError" in refused.stderr
-    for words in [*names, "pip install -e .", "SMARTCS_BACKEND=reference"]:
-        assert words in refused.stderr
-    skipped = python("-c", "import smartcs", folder=tmp_path, site=site, SMARTCS_BACKEND="reference")
-    assert skipped.returncode == 0, skipped.stderr
+def test_refusal_says_what_to_do(not_loaded: pytest.MonkeyPatch, facts: dict[str, object], message: str) -> None:
+    found(not_loaded, **facts)
+    with pytest.raises(ImportError, match=f"{message}.*pip install"):
+        _extension.load_extension()
+    available, reason = _extension.extension_status()
+    assert not available and "pip install" in reason
 
 
-def test_missing_extension_is_an_error_only_on_request(tmp_path: Path) -> None:
-    script = "import smartcs; from smartcs._extension import extension_status; print(*extension_status())"
-    lenient = python("-c", script, folder=tmp_path, site=MISSING)
-    assert lenient.returncode == 0, lenient.stderr
-    assert lenient.stdout.startswith("False the")
-    strict = python("-c", script, folder=tmp_path, site=MISSING, SMARTCS_REQUIRE_EXT="1")
-    assert strict.returncode != 0
-    assert "ImportError: SMARTCS_REQUIRE_EXT is set, but the" in strict.stderr
+def test_reference_on_request_loads_nothing(not_loaded: pytest.MonkeyPatch) -> None:
+    found(not_loaded, torch="1.0.0")
+    not_loaded.setenv("SMARTCS_BACKEND", "reference")
+    _extension.load_extension()
+    assert _extension.extension_status() == (False, "SMARTCS_BACKEND=reference is set, so the extension was not loaded")
 
 
-def test_extension_that_does_not_load_is_refused(tmp_path: Path) -> None:
-    site = OTHER_TORCH.replace("1.0.0+cpu", torch.__version__)
-    # The facts fit, the library is not one.
-    script = (
-        "import pathlib, torch; original = torch.ops.load_library\n"
-        f"torch.ops.load_library = lambda path: original({str(tmp_path / '_ops.so')!r})\nimport smartcs"
-    )
+def test_missing_extension_is_an_error_only_on_request(not_loaded: pytest.MonkeyPatch) -> None:
+    not_loaded.setitem(sys.modules, "smartcs._C", None)
+    _extension.load_extension()
+    assert not _extension.extension_status()[0]
+    not_loaded.setattr(_extension, "_status", None)
+    not_loaded.setenv("SMARTCS_REQUIRE_EXT", "1")
+    with pytest.raises(ImportError, match="SMARTCS_REQUIRE_EXT is set, but the compiled extension is not there"):
+        _extension.load_extension()
+
+
+def test_library_that_does_not_load_is_refused(not_loaded: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found(not_loaded)
     (tmp_path / "_ops.so").write_bytes(b"not a library")
-    refused = python("-c", script, folder=tmp_path, site=site)
-    assert refused.returncode != 0
-    assert re.search(r"ImportError: smartcs: .*_ops\.so does not load .*pip install", refused.stderr)
+    not_loaded.setattr(_extension, "_FOLDER", tmp_path)
+    with pytest.raises(ImportError, match=r"_ops\.so does not load .*pip install"):
+        _extension.load_extension()
 
 
-def test_missing_for_this_python_names_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "checkout" in _extension._why_missing() or list(Path(smartcs.__file__).parent.glob("_C.*"))
+def test_extension_for_another_python_is_named(not_loaded: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    not_loaded.setitem(sys.modules, "smartcs._C", None)
     (tmp_path / "_C.cpython-39-x86_64-linux-gnu.so").touch()
-    monkeypatch.setattr(_extension, "_FOLDER", tmp_path)
-    assert "_C.cpython-39-x86_64-linux-gnu.so" in _extension._why_missing()
-    assert str(sys.implementation.cache_tag) in _extension._why_missing()
+    not_loaded.setattr(_extension, "_FOLDER", tmp_path)
+    _extension.load_extension()
+    reason = _extension.extension_status()[1]
+    assert "another Python (_C.cpython-39-x86_64-linux-gnu.so)" in reason and "pip install" in reason
 
 
 @pytest.mark.parametrize(
-    ("site", "says"), [("", ""), (MISSING, "is not there"), (OTHER_TORCH, "torch 1.0.0")], ids=["plain", "missing", "refused"]
-)  # fmt: skip
+    ("site", "says"),
+    [("", ""), (MISSING, "is not there"), (OTHER_TORCH, "torch 1.0.0")],
+    ids=["plain", "missing", "refused"],
+)
 def test_info_works_whatever_the_extension(tmp_path: Path, site: str, says: str) -> None:
     answer = python("-m", "smartcs.info", "--json", folder=tmp_path, site=site)
     assert answer.returncode == 0, answer.stderr
@@ -135,15 +167,16 @@ def test_info_works_whatever_the_extension(tmp_path: Path, site: str, says: str)
 @needs_extension
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 def test_threads_are_those_of_torch(tmp_path: Path) -> None:
-    script = """
-import os, pathlib, torch, smartcs
+    script = r"""
+import os, re, torch, smartcs
 torch.set_num_threads(1)
 x, bias = torch.ones(4096, 768), torch.ones(768)
 torch.set_num_threads(5)
 before = len(os.listdir("/proc/self/task"))
 torch.ops.smartcs.bias_gelu_fwd(x, bias)
 print(len(os.listdir("/proc/self/task")) - before)
-print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "omp.so" in line or "omp5" in line})
+files = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+print(*(name for name in files if re.search(r"/lib(gomp|omp|iomp5)\b", name)))
 """
     answer = python("-c", script, folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
@@ -212,8 +245,8 @@ def isolation(tmp_path: Path) -> str:
     overlay = tmp_path / "overlay"
     overlay.mkdir()
     packages = Path(sysconfig.get_path("purelib"))
-    for name in ("setuptools", "_distutils_hack"):
-        (overlay / name).symlink_to(packages / name)
+    for path in [*packages.glob("setuptools*"), packages / "_distutils_hack"]:
+        (overlay / path.name).symlink_to(path)
     hidden = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     return f"import sys\nsys.path = [{str(overlay)!r}, *(path for path in sys.path if path not in {hidden!r})]\n"
 

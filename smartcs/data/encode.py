@@ -83,9 +83,7 @@ class EncodedTask:
         return f"{text}; truncated {_first(self.truncated)}" if self.truncated else text
 
 
-def encode(
-    tokenizer: Tokenizer, examples: Examples, max_length: int = 512, *, strict: bool = False
-) -> EncodedTask:
+def encode(tokenizer: Tokenizer, examples: Examples, max_length: int = 512, *, strict: bool = False) -> EncodedTask:
     """Tokenize all examples with special tokens, pairs as one sequence.
 
     A sequence of more than `max_length` word pieces is cut to it: pieces go from the end of the longer

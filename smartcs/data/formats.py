@@ -65,9 +65,7 @@ def load_folder(path: str | Path, *, strict: bool = False) -> DataFolder:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise DataError(f"{folder}: found {found}, expected a folder with the files {_expected_files()}")
-    wanted = {
-        split: {name: _find_file(folder, task, split) for name, task in TASKS.items()} for split in SPLITS
-    }
+    wanted = {split: {name: _find_file(folder, task, split) for name, task in TASKS.items()} for split in SPLITS}
     missing = [
         f"{TASKS[name].prefix}-{split}.csv"
         for split in ("train", "dev")
@@ -94,9 +92,7 @@ def load_folder(path: str | Path, *, strict: bool = False) -> DataFolder:
     return loaded
 
 
-def load_file(
-    path: str | Path, task: TaskSpec, *, labels_optional: bool = False, strict: bool = False
-) -> Examples:
+def load_file(path: str | Path, task: TaskSpec, *, labels_optional: bool = False, strict: bool = False) -> Examples:
     """Read one task file.
 
     Args:
@@ -149,8 +145,7 @@ def load_file(
 
     if 2 * len(skipped) > len(lines) - 1:
         raise DataError(
-            f"{file}: {len(skipped)} of {_rows(len(lines) - 1)} are malformed, more than half: "
-            f"{_first_rows(skipped)}"
+            f"{file}: {len(skipped)} of {_rows(len(lines) - 1)} are malformed, more than half: {_first_rows(skipped)}"
         )
     if strict and skipped:
         raise _strict_error(skipped)
@@ -265,14 +260,10 @@ def _find_columns(file: Path, header: list[str], task: TaskSpec, labels_optional
                 f"expected tabs between the columns {', '.join(needed)}"
             )
         found = ", ".join(repr(name[:40]) for name in header)
-        raise DataError(
-            f"{file}, line 1: column {', '.join(map(repr, missing))} is missing, the header has {found}"
-        )
+        raise DataError(f"{file}, line 1: column {', '.join(map(repr, missing))} is missing, the header has {found}")
     twice = [name for name in needed if header.count(name) > 1]
     if twice:
-        raise DataError(
-            f"{file}, line 1: column {', '.join(map(repr, twice))} stands more than once in the header"
-        )
+        raise DataError(f"{file}, line 1: column {', '.join(map(repr, twice))} stands more than once in the header")
     return {name: header.index(name) for name in needed}
 
 
@@ -296,9 +287,7 @@ def _check_row(row: list[str], header: list[str], columns: dict[str, int], label
 
 
 def _strict_error(skipped: Sequence[SkippedRow]) -> DataError:
-    return DataError(
-        f"{_rows(len(skipped))} malformed, and strict reading was asked for: {_first_rows(skipped)}"
-    )
+    return DataError(f"{_rows(len(skipped))} malformed, and strict reading was asked for: {_first_rows(skipped)}")
 
 
 def _first_rows(skipped: Sequence[SkippedRow]) -> str:

@@ -55,13 +55,9 @@ class PackedBatch:
                     f"PackedBatch: {name} has {value.shape[0]} tokens, expected {tokens} to match input_ids"
                 )
             if value.device != device:
-                raise ValueError(
-                    f"PackedBatch: {name} is on {value.device}, expected {device} to match input_ids"
-                )
+                raise ValueError(f"PackedBatch: {name} is on {value.device}, expected {device} to match input_ids")
         if self.cu_seqlens.shape[0] == 0:
-            raise ValueError(
-                "PackedBatch: cu_seqlens has no element, expected B + 1 (one 0 for an empty batch)"
-            )
+            raise ValueError("PackedBatch: cu_seqlens has no element, expected B + 1 (one 0 for an empty batch)")
         if isinstance(self.max_seqlen, bool) or not isinstance(self.max_seqlen, int):
             raise TypeError(f"PackedBatch: max_seqlen is {self.max_seqlen!r}, expected an int")
         if device.type == "cpu":
@@ -229,9 +225,7 @@ def _check_vector(name: str, value: object, dtype: torch.dtype) -> None:
 
 def _check_matrix(name: str, value: object, dtypes: tuple[torch.dtype, ...], like: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"PackedBatch.from_padded: {name} is a {type(value).__name__}, expected a torch.Tensor"
-        )
+        raise TypeError(f"PackedBatch.from_padded: {name} is a {type(value).__name__}, expected a torch.Tensor")
     if value.dtype not in dtypes:
         wanted = "a bool or integer" if torch.bool in dtypes else "an integer"
         raise TypeError(f"PackedBatch.from_padded: {name} has dtype {value.dtype}, expected {wanted} tensor")
@@ -250,9 +244,7 @@ def _check_matrix(name: str, value: object, dtypes: tuple[torch.dtype, ...], lik
 
 def _check_offsets(offsets: np.ndarray, tokens: int, max_seqlen: int) -> None:
     if offsets[0] != 0 or offsets[-1] != tokens:
-        raise ValueError(
-            f"PackedBatch: cu_seqlens runs from {offsets[0]} to {offsets[-1]}, expected 0 to T = {tokens}"
-        )
+        raise ValueError(f"PackedBatch: cu_seqlens runs from {offsets[0]} to {offsets[-1]}, expected 0 to T = {tokens}")
     longest = 0
     if len(offsets) > 1:
         lengths = offsets[1:] - offsets[:-1]
@@ -264,9 +256,7 @@ def _check_offsets(offsets: np.ndarray, tokens: int, max_seqlen: int) -> None:
                 "expected it never to decrease"
             )
     if max_seqlen < longest:
-        raise ValueError(
-            f"PackedBatch: max_seqlen is {max_seqlen}, expected at least {longest} (longest row)"
-        )
+        raise ValueError(f"PackedBatch: max_seqlen is {max_seqlen}, expected at least {longest} (longest row)")
 
 
 def _short(lengths: list[int]) -> str:

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from smartcs.data.encode import SHORTEST
 from smartcs.model.sources import MINILM, bundled_minilm
 
 SAMPLE_DATA = "sample"
 SMALL_MODEL = "small"
 AUTO_MODEL = "auto"
+_SHORTEST = 5  # [CLS] a [SEP] b [SEP], the least that `encode` cuts to
 
 # What a recipe sets; METHOD's systems are combinations of these. `a+b` applies a, then b.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ class TrainConfig:
             self._check(name, self._is_int(name) and getattr(self, name) >= 1, "an integer of at least 1")
         self._check("cycles", self.cycles is None or (self._is_int("cycles") and self.cycles >= 1), "an integer of at least 1")
         self._check("seed", self._is_int("seed") and 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
-        self._check("max_length", self._is_int("max_length") and self.max_length >= SHORTEST, f"an integer of at least {SHORTEST}")
+        self._check("max_length", self._is_int("max_length") and self.max_length >= _SHORTEST, f"an integer of at least {_SHORTEST}")
         for name in ("fused", "overwrite", "strict_data"):
             self._check(name, isinstance(getattr(self, name), bool), "true or false")
         for name in ("recipe", "data", "model"):

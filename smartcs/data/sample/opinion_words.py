@@ -26,9 +26,7 @@ GENERAL: dict[int, tuple[str, ...]] = {
         "satisfying, interesting"
     ),
     0: words("average, ordinary, standard, typical, unremarkable, conventional, normal, usual"),
-    -1: words(
-        "bad, weak, dull, disappointing, flat, poor, uninspired, forgettable, clumsy, tiresome, shaky, boring"
-    ),
+    -1: words("bad, weak, dull, disappointing, flat, poor, uninspired, forgettable, clumsy, tiresome, shaky, boring"),
     -2: words(
         "terrible, awful, horrible, dreadful, atrocious, appalling, abysmal, disastrous, hideous, "
         "unbearable, disgraceful, horrendous"
@@ -39,8 +37,7 @@ DOMAINS: tuple[Domain, ...] = (
     Domain(
         words("film, movie, sequel, drama, comedy, thriller, documentary, remake"),
         words(
-            "acting, plot, ending, dialogue, soundtrack, camera work, pacing, script, lead performance, "
-            "opening scene"
+            "acting, plot, ending, dialogue, soundtrack, camera work, pacing, script, lead performance, opening scene"
         ),
         {
             2: ("gripping", "spellbinding"),
@@ -86,10 +83,7 @@ DOMAINS: tuple[Domain, ...] = (
     ),
     Domain(
         words("match, game, final, race, tournament, season, derby"),
-        words(
-            "defence, first half, goalkeeper, attack, atmosphere, stadium, referee, teamwork, second "
-            "half, coach"
-        ),
+        words("defence, first half, goalkeeper, attack, atmosphere, stadium, referee, teamwork, second half, coach"),
         {
             2: ("thrilling", "electrifying"),
             1: ("lively", "entertaining"),
@@ -122,9 +116,7 @@ DOMAINS: tuple[Domain, ...] = (
     ),
     Domain(
         words("concert, album, song, show, festival, recital, musical"),
-        words(
-            "melody, singer, sound, rhythm, orchestra, guitar solo, opening act, choir, drummer, last song"
-        ),
+        words("melody, singer, sound, rhythm, orchestra, guitar solo, opening act, choir, drummer, last song"),
         {
             2: ("mesmerizing", "enchanting"),
             1: ("catchy", "tuneful"),
@@ -140,8 +132,7 @@ DOMAINS: tuple[Domain, ...] = (
     Domain(
         words("novel, book, biography, story, essay, memoir, collection"),
         words(
-            "prose, plot, opening chapter, main character, translation, ending, style, narrator, cover, "
-            "last chapter"
+            "prose, plot, opening chapter, main character, translation, ending, style, narrator, cover, last chapter"
         ),
         {
             2: ("unforgettable", "masterful"),

@@ -68,9 +68,7 @@ class OpinionWriter:
         return f"{text} {self._draw.pick(CONTEXTS)}" if self._draw.chance(40) else text
 
     def _noun(self, value: int) -> str:
-        frame = self._draw.pick(
-            ("it was {}", "this is {}", "they gave us {}", "what we got was {}", "I call it {}")
-        )
+        frame = self._draw.pick(("it was {}", "this is {}", "they gave us {}", "what we got was {}", "I call it {}"))
         text = frame.format(self._with_article(self._adjectives(value), self._draw.pick(self._domain.things)))
         if self._draw.chance(50):
             extra = self._adjective(1 if value > 0 else -1)
@@ -94,9 +92,7 @@ class OpinionWriter:
         side_value = -value * (1 + self._draw.below(2))
         if self._draw.chance(30):
             side = f"the {self._adjective(side_value)} {side_subject.removeprefix('the ')}"
-            return self._draw.pick(("despite {1}, {0}", "{0} despite {1}", "{0} in spite of {1}")).format(
-                main, side
-            )
+            return self._draw.pick(("despite {1}, {0}", "{0} despite {1}", "{0} in spite of {1}")).format(main, side)
         side = self._clause(side_value, side_subject)
         return self._draw.pick(
             (
@@ -133,9 +129,7 @@ class OpinionWriter:
         if self._draw.chance(50):
             return f"{self._told(value)}, and that {self._draw.pick(('is true', 'is correct', 'is right'))}"
         opposite = -value * (1 + self._draw.below(2))
-        return (
-            f"{self._told(opposite)}, and that {self._draw.pick(('is wrong', 'is not true', 'is not right'))}"
-        )
+        return f"{self._told(opposite)}, and that {self._draw.pick(('is wrong', 'is not true', 'is not right'))}"
 
     def _expectation(self, value: int) -> str:
         hoped = self._adjective(-value)
@@ -191,9 +185,7 @@ class OpinionWriter:
     def _factual_opinion(self, value: int) -> str:
         """A neutral verdict and a fact."""
         clause = f"the {self._draw.pick(self._domain.aspects)} was {self._predicate(0)}"
-        return (
-            f"the {self._draw.pick(self._domain.things)} {self._draw.pick(self._domain.facts)} and {clause}"
-        )
+        return f"the {self._draw.pick(self._domain.things)} {self._draw.pick(self._domain.facts)} and {clause}"
 
     # Parts of sentences.
 
@@ -205,9 +197,7 @@ class OpinionWriter:
     def _clause(self, value: int, subject: str) -> str:
         if value and self._draw.chance(40):
             return self._draw.pick(REACTIONS[value]).format(subject)
-        frame = self._draw.pick(
-            ("{} was {}", "{} was {}", "{} is {}", "I found {} {}", "I thought {} was {}")
-        )
+        frame = self._draw.pick(("{} was {}", "{} was {}", "{} is {}", "I found {} {}", "I thought {} was {}"))
         return frame.format(subject, self._predicate(value))
 
     def _predicate(self, value: int) -> str:

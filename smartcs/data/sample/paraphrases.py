@@ -243,11 +243,7 @@ class Sequence:
             return replace(self, first=self.second, second=self.first)
         part = self.first if slot == 1 else self.second
         people = (part.people[1], part.people[0])
-        changed = (
-            replace(part, people=people)
-            if draw.chance(50)
-            else replace(part, verb=draw.other(DEEDS, part.verb))
-        )
+        changed = replace(part, people=people) if draw.chance(50) else replace(part, verb=draw.other(DEEDS, part.verb))
         return replace(self, first=changed) if slot == 1 else replace(self, second=changed)
 
 

@@ -22,8 +22,7 @@ WHO: tuple[tuple[Wordings, ...], ...] = (
     wordings("a soldier, a police officer/a policeman, a firefighter/a fireman, a guard"),
     wordings("a chef/a cook, a waiter, a baker, a butcher"),
     wordings(
-        "two friends/a pair of friends, a family, a group of tourists/several tourists, some students/a "
-        "few students"
+        "two friends/a pair of friends, a family, a group of tourists/several tourists, some students/a few students"
     ),
 )
 _PLURAL = words("two friends, several tourists, some students, a few students")
@@ -69,9 +68,7 @@ WHERE: tuple[tuple[Wordings, ...], ...] = (
     wordings("in the kitchen, in the living room/in the lounge, in the bedroom, in the hall"),
     wordings("in the park, in the garden/in the yard, on the lawn/on the grass, in a field"),
     wordings("on the beach/at the beach, at the lake, by the river/beside the river, at the harbour"),
-    wordings(
-        "on the street/in the street, at the station, at the market, in front of a shop/in front of a store"
-    ),
+    wordings("on the street/in the street, at the station, at the market, in front of a shop/in front of a store"),
 )
 
 
@@ -98,9 +95,7 @@ class Scene:
     def neighbour(self, draw: Draw) -> Self:
         """A scene that keeps, varies or exchanges each part, one in three."""
         who = (self.who, _related(draw, WHO, self.who), _unrelated(draw, WHO, self.who))[draw.below(3)]
-        where = (self.where, _related(draw, WHERE, self.where), _unrelated(draw, WHERE, self.where))[
-            draw.below(3)
-        ]
+        where = (self.where, _related(draw, WHERE, self.where), _unrelated(draw, WHERE, self.where))[draw.below(3)]
         verb, target = self.verb, self.object
         change = draw.below(6)
         if change >= 4:

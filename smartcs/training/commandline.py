@@ -1,0 +1,44 @@
+"""What the commands share: errors as one line on stderr, and exit codes.
+
+0: done. 1: training diverged, or reading or writing failed on the way. 2: something the user gave cannot be
+used. 128 + signal number (130 for Ctrl-C): stopped, results so far are saved.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+
+from smartcs.data.examples import DataError
+from smartcs.model.files import CheckpointError, ModelSourceError
+from smartcs.training.trainer import NonFiniteLossError
+
+_INTERRUPTED = 130
+
+
+def run_command(command: Callable[[], int]) -> None:
+    """Runs a command and exits with its code; the errors that users can cause end without a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        code = command()
+    except (DataError, CheckpointError, ModelSourceError, FileExistsError, PermissionError, UsageError) as error:
+        code = _report(error, 2)
+    except (NonFiniteLossError, OSError) as error:
+        code = _report(error, 1)
+    except KeyboardInterrupt:
+        code = _report("interrupted", _INTERRUPTED)
+    sys.exit(code)
+
+
+class UsageError(ValueError):
+    """Arguments that do not make sense, alone or together."""
+
+
+def _report(error: object, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)

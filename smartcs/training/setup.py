@@ -1,0 +1,89 @@
+"""From a configuration to data and a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from smartcs.data.encode import EncodedTask, encode
+from smartcs.data.examples import TASKS, DataFolder, Examples
+from smartcs.data.formats import load_folder
+from smartcs.data.sample import sample_folder, sample_tokenizer
+from smartcs.model.bert import BertConfig, BertModel
+from smartcs.model.multitask import HeadConfig, MultitaskBert
+from smartcs.model.sources import resolve
+from smartcs.model.tokenizer import load_tokenizer
+from smartcs.model.weights import load_checkpoint
+from smartcs.training.recipes import SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
+
+# The encoder that starts from nothing: large enough for the sample, small enough to learn it in a minute.
+SMALL_BERT = BertConfig(
+    hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512, pooling="mean"
+)
+
+
+def load_data(data: str, *, strict: bool = False) -> DataFolder:
+    """The embedded sample, or a folder of the course's files.
+
+    Raises:
+        DataError: see `smartcs.data.formats`.
+    """
+    return sample_folder() if data == SAMPLE_DATA else load_folder(data, strict=strict)
+
+
+def build_model(config: TrainConfig) -> MultitaskBert:
+    """The encoder that `config` names, with new heads drawn from `config.seed`, in training mode.
+
+    Raises:
+        ModelSourceError: there is no such model, or no tokenizer with it.
+        CheckpointError: it is damaged or no plain BERT.
+    """
+    heads = HeadConfig(sst_head=config.sst_head, dropout=config.head_dropout)
+    name = model_name(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if name == SMALL_MODEL:
+            tokenizer = sample_tokenizer()
+            shape = replace(SMALL_BERT, vocab_size=tokenizer.get_vocab_size())
+            if config.pooling != "auto":
+                shape = replace(shape, pooling=config.pooling)
+            bert = BertModel(_with_dropout(shape, config.encoder_dropout))
+        else:
+            folder = resolve(name)
+            checkpoint = load_checkpoint(folder, config.pooling)
+            shape = BertConfig.from_dict(checkpoint.config)
+            tokenizer = load_tokenizer(folder, shape.vocab_size)
+            bert = BertModel(_with_dropout(shape, config.encoder_dropout))
+            bert.load_state_dict({**bert.state_dict(), **checkpoint.state_dict})
+        return MultitaskBert(bert, heads, tokenizer).train()
+
+
+def encode_split(
+    model: MultitaskBert, split: dict[str, Examples], max_length: int, *, strict: bool = False
+) -> dict[str, EncodedTask]:
+    """Tokenizes the tasks of one split, in the order of TASKS.
+
+    Raises:
+        DataError: with `strict`, a sequence is longer than `max_length` or than the model has positions.
+    """
+    assert model.tokenizer is not None
+    limit = min(max_length, model.bert.config.max_position_embeddings)
+    return {name: encode(model.tokenizer, split[name], limit, strict=strict) for name in TASKS if name in split}
+
+
+def describe_model(model: MultitaskBert, name: str) -> str:
+    """One line for people."""
+    shape = model.bert.config
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        f"{Path(name).name if Path(name).is_dir() else name}: {shape.num_hidden_layers} layers, "
+        f"hidden size {shape.hidden_size}, {millions:.1f} million parameters, {shape.pooling} pooling"
+    )
+
+
+def _with_dropout(shape: BertConfig, dropout: float | None) -> BertConfig:
+    if dropout is None:
+        return shape
+    return replace(shape, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)

@@ -1,0 +1,110 @@
+"""The training loop: round robin over the tasks, one optimizer step per batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import NamedTuple
+
+from smartcs.data.encode import EncodedTask
+from smartcs.data.sampling import RoundRobinSampler
+from smartcs.model.multitask import MultitaskBert
+from smartcs.ops.random import DropoutKey
+from smartcs.training.metrics import task_loss
+from smartcs.training.optim import AdamW
+from smartcs.training.recipes import TrainConfig
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss is NaN or infinite; the weights are those before this step's update."""
+
+
+class Step(NamedTuple):
+    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1."""
+
+    step: int
+    epoch: int
+    cycle: int
+    task: str
+    loss: float
+    tokens: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a model on encoded tasks; evaluation, files and messages are others' business (see `run`).
+
+    Two trainers of equal config, data and initial weights take the same steps, bit for bit on one machine and
+    number of threads, and within rounding on the two backends: batches and dropout masks follow from the seed.
+
+    Args:
+        config: batch sizes, cycles, seed and the optimizer's settings.
+        model: trained in place, on the CPU.
+        data: the tasks of a cycle, in its order, all with labels.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: word pieces trained on.
+        seconds: time spent in the steps, by part: data, forward, backward, optimizer.
+    """
+
+    def __init__(self, config: TrainConfig, model: MultitaskBert, data: Mapping[str, EncodedTask]) -> None:
+        self.config, self.model, self.data = config, model, data
+        self.optimizer = AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.sampler = RoundRobinSampler(
+            {name: len(task) for name, task in data.items()},
+            {name: config.batch_sizes[name] for name in data},
+            seed=config.seed,
+            cycles=config.cycles,
+        )
+        self.step = 0
+        self.tokens = 0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def epoch(self) -> Iterator[Step]:
+        """Takes the steps of one epoch, yielding after each.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite; names the step and the examples.
+        """
+        epoch, first = self.sampler.epoch + 1, self.step
+        self.model.train()
+        batches = self.sampler.batches()
+        while True:
+            begin = perf_counter()
+            drawn = next(batches, None)
+            if drawn is None:
+                return
+            task, rows = drawn
+            batch, labels = self.data[task].batch(rows)
+            assert labels is not None
+            times = [begin, perf_counter()]
+
+            output = self.model.task_output(task, batch, DropoutKey(self.config.seed, self.step))
+            loss = task_loss(task, output, labels)
+            value = loss.item()
+            if not math.isfinite(value):
+                ids = ", ".join(self.data[task].ids[row] for row in rows)
+                raise NonFiniteLossError(
+                    f"the {task} loss is {value} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
+                    f"the learning rate is {self.config.learning_rate:g}, a lower one may help"
+                )
+            times.append(perf_counter())
+
+            # To None, not to zero: AdamW then leaves the heads of the other tasks alone.
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            times.append(perf_counter())
+
+            self.optimizer.step()
+            times.append(perf_counter())
+
+            for part, start, end in zip(PARTS, times, times[1:], strict=False):
+                self.seconds[part] += end - start
+            cycle = (self.step - first) // len(self.data) + 1
+            self.step += 1
+            self.tokens += batch.num_tokens
+            yield Step(self.step, epoch, cycle, task, value, batch.num_tokens, times[-1] - begin)

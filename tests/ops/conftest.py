@@ -1,0 +1,37 @@
+"""Fixtures of the op tests; without the compiled extension everything that needs it is skipped, with the reason."""
+
+import error_budget
+import pytest
+from smartcs._extension import extension_status
+from smartcs.ops.backend import backend
+
+
+@pytest.fixture
+def fused():
+    """The fused backend, where the compiled extension is there."""
+    available, reason = extension_status()
+    if not available:
+        pytest.skip(f"needs the compiled extension: {reason}")
+    with backend("fused"):
+        yield
+
+
+@pytest.fixture
+def reference():
+    """The reference backend."""
+    with backend("reference"):
+        yield
+
+
+@pytest.fixture(params=["fused", "reference"])
+def either(request):
+    """Each backend in turn, the fused one where it is there."""
+    request.getfixturevalue(request.param)
+    return request.param
+
+
+def pytest_terminal_summary(terminalreporter):
+    if error_budget.observed:
+        terminalreporter.section("largest share of the error budget used")
+        for (kind, dtype), used in sorted(error_budget.observed.items()):
+            terminalreporter.write_line(f"{kind:20} {dtype:10} {used:6.1%}")
