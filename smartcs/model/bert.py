@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from smartcs import ops
 from smartcs.data.packing import PackedBatch
+from smartcs.model.hf_config import POOLINGS
 from smartcs.model.weights import load_checkpoint, save_checkpoint
 from smartcs.ops.random import DropoutKey
-
-POOLINGS = ("pooler", "cls", "mean")
 
 
 @dataclass(frozen=True)
@@ -223,8 +222,10 @@ class BertModel(nn.Module):
             CheckpointError: it is damaged or not a plain BERT.
         """
         checkpoint = load_checkpoint(path_or_id, pooling)
-        model = cls(BertConfig.from_dict(checkpoint.config))
-        model.load_state_dict({**model.state_dict(), **checkpoint.state_dict})
+        # On the meta device nothing is drawn and thrown away; a pooler the file lacks has to be drawn.
+        with torch.device("cpu" if checkpoint.missing else "meta"):
+            model = cls(BertConfig.from_dict(checkpoint.config))
+        model.load_state_dict(checkpoint.state_dict, strict=not checkpoint.missing, assign=not checkpoint.missing)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> None:

@@ -133,8 +133,7 @@ class _LiveProgress(Progress):
             description=f"epoch {step.epoch}/{self.epochs}",
             completed=step.cycle,
             total=self.cycles,
-            figures=f"{step.cycle}/{self.cycles}  {self._losses()}  {self._speed():,.0f} tokens/s  "
-            f"{self._left()} left",
+            figures=f"{step.cycle}/{self.cycles}  {self._losses()}  {self._speed():,.0f} tokens/s  {self._left()} left",
         )
 
     def _show_evaluation(self, split: str, done: int, total: int) -> None:

@@ -62,7 +62,9 @@ class TrainConfig:
     """Replace the run that the output folder holds."""
     epochs: int = 10
     """Epochs; after each one the dev split is evaluated and the best weights so far are kept."""
-    cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one pass over the task with fewest batches)")] = None
+    cycles: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: one pass over the task with fewest batches)")
+    ] = None
     """Cycles per epoch; a cycle is one batch and one optimizer step of each task."""
     seed: int = 11711
     """Names the initial heads, the order of examples and the dropout masks."""
@@ -86,7 +88,9 @@ class TrainConfig:
     """Sentiment head: ReLU on a hidden layer, or on the logits (the other reading of the paper)."""
     head_dropout: float = 0.0
     """Dropout before the output layer of each head."""
-    encoder_dropout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the checkpoint's)")] = None
+    encoder_dropout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the checkpoint's)")] = (
+        None
+    )
     """Dropout of the encoder, hidden states and attention alike."""
     max_length: int = 512
     """Longest sequence in word pieces; longer ones are cut, counted and named."""
@@ -96,9 +100,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_sst", "batch_qqp", "batch_sts", "eval_batch_size"):
             self._check(name, self._is_int(name) and getattr(self, name) >= 1, "an integer of at least 1")
-        self._check("cycles", self.cycles is None or (self._is_int("cycles") and self.cycles >= 1), "an integer of at least 1")
+        self._check(
+            "cycles", self.cycles is None or (self._is_int("cycles") and self.cycles >= 1), "an integer of at least 1"
+        )
         self._check("seed", self._is_int("seed") and 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
-        self._check("max_length", self._is_int("max_length") and self.max_length >= _SHORTEST, f"an integer of at least {_SHORTEST}")
+        self._check(
+            "max_length",
+            self._is_int("max_length") and self.max_length >= _SHORTEST,
+            f"an integer of at least {_SHORTEST}",
+        )
         for name in ("fused", "overwrite", "strict_data"):
             self._check(name, isinstance(getattr(self, name), bool), "true or false")
         for name in ("recipe", "data", "model"):
@@ -106,8 +116,12 @@ class TrainConfig:
             self._check(name, isinstance(value, str) and value != "", "a name")
         self._check("output", self.output is None or (isinstance(self.output, str) and self.output != ""), "a folder")
         self._check("learning_rate", self._is_number("learning_rate") and self.learning_rate > 0, "a number above 0")
-        self._check("weight_decay", self._is_number("weight_decay") and self.weight_decay >= 0, "a number of at least 0")
-        self._check("head_dropout", self._is_number("head_dropout") and 0 <= self.head_dropout < 1, "0 <= head_dropout < 1")
+        self._check(
+            "weight_decay", self._is_number("weight_decay") and self.weight_decay >= 0, "a number of at least 0"
+        )
+        self._check(
+            "head_dropout", self._is_number("head_dropout") and 0 <= self.head_dropout < 1, "0 <= head_dropout < 1"
+        )
         self._check(
             "encoder_dropout",
             self.encoder_dropout is None or (self._is_number("encoder_dropout") and 0 <= self.encoder_dropout < 1),

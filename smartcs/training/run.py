@@ -118,9 +118,7 @@ class _Run:
         """All epochs, then the test split; raises _StopRun as soon as a signal has come."""
         config, trainer, dev = self.config, self.trainer, self.encoded["dev"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
-        progress = make_progress(
-            self.console, config.epochs, trainer.sampler.cycles, len(trainer.data), eval_tokens
-        )
+        progress = make_progress(self.console, config.epochs, trainer.sampler.cycles, len(trainer.data), eval_tokens)
         with LossLog(self.folder, len(trainer.data)) as log, progress:
             for epoch in range(1, config.epochs + 1):
                 losses: dict[str, list[float]] = {name: [] for name in trainer.data}
@@ -200,8 +198,7 @@ class _Run:
             "data": {
                 "source": self.data.source,
                 "examples": {
-                    split: {name: len(task) for name, task in tasks.items()}
-                    for split, tasks in self.encoded.items()
+                    split: {name: len(task) for name, task in tasks.items()} for split, tasks in self.encoded.items()
                 },
                 "skipped": len(skipped),
                 "skipped_rows": [str(row) for row in skipped[:_LISTED_ROWS]],

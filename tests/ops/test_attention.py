@@ -300,4 +300,6 @@ def test_raw_op_errors(fused, change, message):
         torch.ops.smartcs.attention_bwd(**arguments)
     if not {"grad_out", "out", "lse"} & set(change):
         with pytest.raises((RuntimeError, ValueError), match=message):
-            torch.ops.smartcs.attention_fwd(**{k: v for k, v in arguments.items() if k not in ("grad_out", "out", "lse")})
+            torch.ops.smartcs.attention_fwd(
+                **{k: v for k, v in arguments.items() if k not in ("grad_out", "out", "lse")}
+            )
