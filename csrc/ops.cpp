@@ -46,6 +46,13 @@ TORCH_LIBRARY(smartcs, m) {
       "-> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor "
       "grad_bias)");
 
+  m.def("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
+  m.def(
+      "linear_bwd(Tensor grad_y, Tensor x, Tensor weight, bool need_x, bool need_weight, bool need_bias) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  // The library behind linear on this CPU.
+  m.def("linear_library() -> str");
+
   m.def("symmetric_kl_fwd(Tensor a, Tensor b, bool bernoulli) -> Tensor loss");
   m.def(
       "symmetric_kl_bwd(Tensor grad_loss, Tensor a, Tensor b, bool bernoulli, bool detach_targets, bool "

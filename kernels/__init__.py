@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 
 import torch
@@ -16,11 +15,3 @@ def unavailable_reason() -> str | None:
         built_for = torch.version.cuda or torch.version.hip
         return "torch sees no GPU" if built_for else f"torch {torch.__version__} is a CPU build"
     return None
-
-
-def triton_version() -> str | None:
-    """The installed Triton's version, or None."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -14,8 +14,10 @@ from .model.bert import BertConfig, BertModel, BertOutput  # noqa: E402
 from .model.multitask import HeadConfig, MultitaskBert  # noqa: E402
 from .ops.backend import backend, get_backend, set_backend  # noqa: E402
 from .ops.random import DropoutKey  # noqa: E402
+from .training.optim import AdamW  # noqa: E402
 
 __all__ = [
+    "AdamW",
     "BertConfig",
     "BertModel",
     "BertOutput",

@@ -103,8 +103,8 @@ def _why_missing() -> str:
             "run pip install with this Python"
         )
     return (
-        "the compiled extension is not there: smartcs was installed without a C++ compiler, or runs from a checkout "
-        "that was not installed (pip install -e . compiles it)"
+        "the compiled extension is not there: smartcs was installed where it could not be compiled (pip install -v "
+        "says why: mostly no C++ compiler), or runs from a checkout that was not installed (pip install -e .)"
     )
 
 

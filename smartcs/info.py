@@ -86,7 +86,10 @@ def render(info: dict[str, Any]) -> str:
         ("Triton", "usable" if info["triton"]["usable"] else f"no ({info['triton']['reason']})"),
     ]
     rows += list(info["environment"].items())
-    rows += [("", "")] + [(op["op"], f"{op['backend']} ({op['reason']})") for op in info["ops"]]
+    rows.append(("", ""))
+    for op in info["ops"]:
+        why = "the extension is not loaded" if op["reason"] == info["extension"]["reason"] else op["reason"]
+        rows.append((op["op"], f"{op['backend']} ({why})"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 

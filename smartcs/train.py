@@ -7,6 +7,16 @@ import tyro
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.recipes import TrainConfig, default_values
 
+_DESCRIPTION = """\
+Fine-tune BERT on sentiment (SST), paraphrase (QQP) and similarity (STS), a batch of each in turn.
+
+Without arguments this trains on a small embedded sample of synthetic English, in about two minutes.
+
+The defaults below are the paper's. A run prints the settings it uses when it starts.
+
+The sample and models that start from random weights have other epochs and learning rates.
+"""
+
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
     """The configuration that a command line (default: this process's) asks for.
@@ -14,18 +24,27 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
     Raises:
         UsageError: a value out of range; tyro itself exits with code 2 on what it cannot parse.
     """
-    prog = "python -m smartcs.train"
+
+    def read(default: TrainConfig) -> TrainConfig:
+        return tyro.cli(
+            TrainConfig,
+            prog="python -m smartcs.train",
+            description=_DESCRIPTION,
+            args=arguments,
+            default=default,
+        )
+
     try:
         # Recipe, data and model decide the defaults of all the rest, so they are read first.
-        first = tyro.cli(TrainConfig, prog=prog, args=arguments)
-        defaults = TrainConfig(**default_values(first.recipe, first.data, first.model))
-        return tyro.cli(TrainConfig, prog=prog, args=arguments, default=defaults)
+        first = read(TrainConfig())
+        return read(TrainConfig(**default_values(first.recipe, first.data, first.model)))
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def main() -> int:
     config = parse()
+    # Only now: --help and a wrong flag need none of it.
     from smartcs.training.run import train
 
     result = train(config)

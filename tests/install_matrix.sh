@@ -11,6 +11,11 @@ trap 'rm -rf "$work"' EXIT
 export PIP_CONSTRAINT=$root/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1
 unset PYTHONPATH SMARTCS_BACKEND SMARTCS_REQUIRE_EXT SMARTCS_ISA
 
+# Runs a step, shows its output only if it fails.
+quietly() {
+  "$@" >"$work/log" 2>&1 || { cat "$work/log"; echo "FAILED: $*"; exit 1; }
+}
+
 # A copy, so that no case finds what another one built, nor what is in the checkout.
 copy() {
   mkdir "$work/$1"
@@ -21,7 +26,7 @@ copy() {
 
 environment() {
   "$python" -m venv "$work/$1-venv"
-  if [ "${2:-}" = torch ]; then "$work/$1-venv/bin/pip" install --quiet torch numpy; fi
+  if [ "${2:-}" = torch ]; then quietly "$work/$1-venv/bin/pip" install torch numpy; fi
 }
 
 # From outside of the checkout: the extension is loaded (or not), and the folder kernels/ is smartcs.kernels only.
@@ -45,11 +50,6 @@ assert len(caught) == (0 if loaded else 1), [str(w.message) for w in caught]
 PYTHON
   "$work/$1-venv/bin/python" -m smartcs.info >/dev/null
   cd "$root"
-}
-
-# Runs a step, shows its output only if it fails.
-quietly() {
-  "$@" >"$work/log" 2>&1 || { cat "$work/log"; echo "FAILED: $*"; exit 1; }
 }
 
 case_() {

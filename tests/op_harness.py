@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from error_budget import BudgetExceeded, Kind, check
-from smartcs._extension import extension_status
-from smartcs.ops.backend import Backend, backend
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from smartcs._extension import extension_status
+from smartcs.ops.backend import Backend, backend
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 THREADS = (1, 2, 5)
@@ -84,9 +85,9 @@ def check_results(problem: Problem, dtype: torch.dtype, results: Values) -> None
         check(results[name], truth[name], fallback[name], kind, name=name if name == "y" else f"gradient of {name}")
 
 
-def check_fused(problem: Problem, dtype: torch.dtype) -> None:
-    """Holds the fused op to the error budget, result and gradients."""
-    check_results(problem, dtype, evaluate(problem, problem.rounded(dtype), "fused"))
+def check_budget(problem: Problem, dtype: torch.dtype, name: Backend = "fused") -> None:
+    """Holds the op to the error budget on one backend, result and gradients."""
+    check_results(problem, dtype, evaluate(problem, problem.rounded(dtype), name))
 
 
 def check_mutant(problem: Problem, dtype: torch.dtype, formula: Callable[..., Values], mutation: str) -> None:
@@ -184,15 +185,15 @@ def check_strided(problem: Problem) -> None:
     check_equal(evaluate(problem, values, "fused"), evaluate(problem, gaps, "fused"), "strided input changes it")
 
 
-def check_gradients(problem: Problem) -> None:
-    """gradcheck of the fused op in float64: numerical against analytical, and the same bits on every call."""
+def check_gradients(problem: Problem, name: Backend = "fused") -> None:
+    """gradcheck in float64 on one backend: numerical against analytical, and the same bits on every call."""
     names = [name for name in problem.kinds if name != "y"]
     fixed = {name: t for name, t in problem.tensors.items() if name not in (*names, "grad_y")}
 
     def run(*leaves: Tensor) -> Tensor:
         return problem.op(**fixed, **dict(zip(names, leaves, strict=True)), **problem.settings)
 
-    with backend("fused"):
+    with backend(name):
         inputs = tuple(problem.tensors[name].clone().requires_grad_() for name in names)
         assert torch.autograd.gradcheck(run, inputs, nondet_tol=0.0)
 
@@ -215,18 +216,20 @@ class Calls(TorchDispatchMode):
         return found
 
 
-def check_compiled(problems: list[Problem], backend_name: str = "aot_eager", compilations: int = 2) -> None:
+def check_compiled(
+    problems: list[Problem], name: Backend = "fused", compiler: str = "aot_eager", compilations: int = 2
+) -> None:
     """torch.compile(fullgraph=True) gives eager's bits; new lengths, seeds and streams soon stop recompiling.
 
     ``problems`` differ in those alone. The second may compile again, with sizes and integers as variables.
     """
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend(backend_name)
+    counter = CompileCounterWithBackend(compiler)
     compiled = torch.compile(problems[0].op, fullgraph=True, backend=counter)
     for problem in problems:
         values = problem.rounded(torch.float32)
-        eager = evaluate(problem, values, "fused")
-        check_equal(eager, evaluate(replace(problem, op=compiled), values, "fused"), "compiled and eager differ")
+        eager = evaluate(problem, values, name)
+        check_equal(eager, evaluate(replace(problem, op=compiled), values, name), "compiled and eager differ")
     assert counter.frame_count <= compilations, f"{counter.frame_count} compilations in {len(problems)} calls"
 
 

@@ -8,6 +8,7 @@ from . import add_layer_norm as _add_layer_norm
 from . import attention as _attention
 from . import bias_gelu as _bias_gelu
 from . import embedding as _embedding
+from . import linear as _linear
 from . import symmetric_kl as _symmetric_kl
 from .add_layer_norm import add_layer_norm
 from .attention import attention
@@ -19,5 +20,5 @@ from .symmetric_kl import symmetric_kl
 __all__ = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "symmetric_kl"]
 
 if extension_status()[0]:
-    for _module in (_add_layer_norm, _attention, _bias_gelu, _embedding, _symmetric_kl):
+    for _module in (_add_layer_norm, _attention, _bias_gelu, _embedding, _linear, _symmetric_kl):
         _module.register_fakes()

@@ -62,7 +62,7 @@ def add_layer_norm(
     check_like("add_layer_norm", "bias", bias, (columns,), x, "x")
     if input_bias is not None:
         check_like("add_layer_norm", "input_bias", input_bias, (columns,), x, "x")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"add_layer_norm: eps is {eps}, expected eps >= 0")
     check_dropout("add_layer_norm", dropout_p, seed, stream)
     rows = x.reshape(-1, columns), residual.reshape(-1, columns)

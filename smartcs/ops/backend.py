@@ -18,10 +18,8 @@ from .._extension import extension_status
 Backend = Literal["fused", "reference"]
 
 # Ops with a C++ kernel for CPU tensors, and the dtypes these take.
-CPU_OPS = ("attention", "add_layer_norm", "bias_gelu", "embedding", "symmetric_kl")
+CPU_OPS = ("attention", "add_layer_norm", "bias_gelu", "embedding", "linear", "symmetric_kl")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-# Ops that both backends hand to the library PyTorch already calls.
-LIBRARY_OPS = {"linear": "PyTorch's matrix product, on both backends"}
 
 _warned: set[str] = set()
 
@@ -106,12 +104,14 @@ class OpReport(NamedTuple):
 def backend_report() -> list[OpReport]:
     """The backend of every op under the current selection, for float32 CPU tensors."""
     available, missing = extension_status()
-    rows = [OpReport(op, "reference", reason) for op, reason in LIBRARY_OPS.items()]
+    rows = []
     for op in CPU_OPS:
         if _current == "reference":
             rows.append(OpReport(op, "reference", "selected"))
         elif not available:
             rows.append(OpReport(op, "reference", missing))
+        elif op == "linear":
+            rows.append(OpReport(op, "fused", f"float32 products by {torch.ops.smartcs.linear_library()}"))
         else:
             kernel_set = torch.ops.smartcs.instruction_set()
             rows.append(OpReport(op, "fused", f"C++ kernel, {kernel_set} instructions"))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import random
 from .backend import use_fused
-from .checks import check_dropout, check_float, check_ids, check_like
+from .checks import check_device, check_dropout, check_float, check_ids, check_like, check_tensor
 
 
 def embedding(
@@ -58,15 +58,22 @@ def embedding(
     if word.dim() != 2 or word.shape[1] == 0:
         raise ValueError(f"embedding: word has shape {tuple(word.shape)}, expected (rows, C) with C > 0")
     columns = word.shape[1]
+    check_tensor("embedding", "input_ids", input_ids)
     check_ids("embedding", "input_ids", input_ids, (input_ids.numel(),), "the packed tokens (T,)")
     for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
         check_ids("embedding", name, ids, input_ids.shape, "input_ids")
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        check_device("embedding", name, ids, word, "word")
     for name, table in (("token_type", token_type), ("position", position)):
         check_float("embedding", name, table)
-        check_like("embedding", name, table, (*table.shape[:1], columns), word, "word")
+        if table.dim() != 2 or table.shape[1] != columns:
+            raise ValueError(
+                f"embedding: {name} has shape {tuple(table.shape)}, expected (rows, {columns}) to match word"
+            )
+        check_like("embedding", name, table, table.shape, word, "word")
     check_like("embedding", "weight", weight, (columns,), word, "word")
     check_like("embedding", "bias", bias, (columns,), word, "word")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
     check_dropout("embedding", dropout_p, seed, stream)
     implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
@@ -89,11 +96,22 @@ def embedding_reference(
     stream: int,
 ) -> Tensor:
     """The formulas in plain PyTorch."""
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_rows("input_ids", input_ids, word)
+        _check_rows("token_type_ids", token_type_ids, token_type)
+        _check_rows("position_ids", position_ids, position)
     dtype = random.compute_dtype(word)
     h = F.embedding(input_ids, word).to(dtype)
     h = h + F.embedding(token_type_ids, token_type).to(dtype) + F.embedding(position_ids, position).to(dtype)
     y = F.layer_norm(h, h.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
     return random.dropout(y, dropout_p, seed=seed, stream=stream).to(word.dtype)
+
+
+def _check_rows(name: str, ids: Tensor, table: Tensor) -> None:
+    outside = ((ids < 0) | (ids >= table.shape[0])).nonzero()
+    if outside.numel() > 0:
+        t = int(outside[0])
+        raise IndexError(f"embedding: {name}[{t}] is {int(ids[t])}, but its table has {table.shape[0]} rows")
 
 
 class _Embedding(torch.autograd.Function):

@@ -1,13 +1,22 @@
 """linear: y = x W^T + bias, the matrix product with its bias.
 
-Both backends call PyTorch's product, which calls the platform's BLAS: there is nothing to fuse into it in float32 that
-``bias_gelu`` and ``add_layer_norm`` do not already take over from the layer that follows.
+Backward: dx = dy W,  dW = dy^T x,  dbias = sum over rows of dy.
+
+The reference is PyTorch's product. Fused float32 products go to the library that is fastest on this CPU
+(csrc/cpu/linear.cpp); only the gradients that are asked for are computed. Half-precision operands on a CPU are widened to
+float32 and the result is rounded once: that is more exact, and PyTorch's own half-precision product ends the process with
+an illegal instruction on CPUs whose matrix unit the operating system reports but does not set up.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import use_fused
 from .checks import check_float, check_like
+from .random import compute_dtype
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (C_out,) or None.
 
     Returns:
-        (..., C_out).
+        (..., C_out), dtype of x.
 
     Raises:
         ValueError: a shape or device does not match.
@@ -35,4 +44,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_like("linear", "weight", weight, (weight.shape[0], x.shape[-1]), x, "x")
     if bias is not None:
         check_like("linear", "bias", bias, (weight.shape[0],), x, "weight")
-    return F.linear(x, weight, bias)
+    dtype = compute_dtype(x) if x.device.type == "cpu" else x.dtype
+    wide = [None if t is None else t.to(dtype) for t in (x.reshape(-1, x.shape[-1]), weight, bias)]
+    y = _Linear.apply(*wide) if use_fused("linear", x) else F.linear(*wide)
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, weight)
+        return torch.ops.smartcs.linear_fwd(x, weight, None if bias is None else bias.contiguous())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        grads = torch.ops.smartcs.linear_bwd(grad_y.contiguous(), x, weight, *needed)
+        return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
+
+
+def register_fakes() -> None:
+    """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
+
+    @torch.library.register_fake("smartcs::linear_fwd")
+    def _(x, weight, bias):  # type: ignore[no-untyped-def]
+        return x.new_empty((x.shape[0], weight.shape[0]))
+
+    @torch.library.register_fake("smartcs::linear_bwd")
+    def _(grad_y, x, weight, need_x, need_weight, need_bias):  # type: ignore[no-untyped-def]
+        none = x.new_empty(0)
+        return (
+            torch.empty_like(x) if need_x else none,
+            torch.empty_like(weight) if need_weight else none.clone(),
+            x.new_empty(weight.shape[0]) if need_bias else none.clone(),
+        )

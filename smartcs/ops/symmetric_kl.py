@@ -11,7 +11,8 @@ Bernoulli, p = sigmoid(a), q = sigmoid(b), every element on its own:
 
 SMART compares logits that agree to five digits, where p - q and log p - log q lose every digit they have. With
 d = a - b, exact for neighbouring floats, x_k = d_k - log sum_j q_j exp(d_j) through log1p and expm1 of small numbers,
-and p_k - q_k = q_k expm1(x_k). Far apart, the plain difference is the better one. No term of the sum is negative.
+and p_k - q_k = q_k expm1(x_k). Far apart, the plain difference is the better one. For Bernoulli the product
+p - q = sigmoid(a) sigmoid(-b) (1 - exp(-d)) never cancels. Every term of the sum is non-negative.
 
 ``detach_targets`` gives the published code's gradient (mt-dnn, smart-pytorch), which treats the other side of each KL
 term as a constant: dl/da = p - q, dl/db = q - p, at the same value of l.
@@ -88,23 +89,28 @@ def symmetric_kl_reference(a: Tensor, b: Tensor, bernoulli: bool, detach_targets
         # but written as the stable loss so that both forms agree to the last bit.
         value = symmetric_kl_reference(a.detach(), b.detach(), bernoulli, False)
         gap, _ = _gap_and_log_ratio(a.detach(), b.detach(), bernoulli)
-        surrogate = (gap * (a - b)).sum(dim=-1)
+        surrogate = (gap * _difference(a, b)).sum(dim=-1)
         return value + (surrogate - surrogate.detach())
     gap, log_ratio = _gap_and_log_ratio(a, b, bernoulli)
     # Where both probabilities have underflowed to 0, log(p / q) may be infinite and 0 * inf is not the limit.
     return (gap * torch.where(gap == 0, torch.zeros_like(gap), log_ratio)).sum(dim=-1)
 
 
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, but 0 for a class masked by -inf on both sides. Other ties keep a - b, for its gradient."""
+    masked = (a == b) & a.isinf()
+    return a.masked_fill(masked, 0) - b.masked_fill(masked, 0)
+
+
 def _gap_and_log_ratio(a: Tensor, b: Tensor, bernoulli: bool) -> tuple[Tensor, Tensor]:
     """p - q and log(p / q); for Bernoulli the latter's difference between the two outcomes, which is a - b."""
     zero = torch.zeros((), dtype=a.dtype, device=a.device)
-    # A class masked on both sides differs by nothing, not by inf - inf. Other ties keep their a - b: they have gradients.
-    masked = (a == b) & a.isinf()
-    d = a.masked_fill(masked, 0) - b.masked_fill(masked, 0)
+    d = _difference(a, b)
     if bernoulli:
-        p, q = torch.sigmoid(a), torch.sigmoid(b)
-        small = torch.where(d.abs() < 0.5, d, zero)
-        return torch.where(d.abs() < 0.5, torch.sigmoid(-a) * q * torch.expm1(small), p - q), d
+        # p - q = sigmoid(a) sigmoid(-b) (1 - exp(-d)), and its mirror image where that exponential could overflow.
+        above = torch.sigmoid(a) * torch.sigmoid(-b) * -torch.expm1(-d.clamp(min=0))
+        below = torch.sigmoid(-a) * torch.sigmoid(b) * torch.expm1(d.clamp(max=0))
+        return torch.where(d > 0, above, below), d
     p, q = torch.softmax(a, dim=-1), torch.softmax(b, dim=-1)
     top = d.detach().amax(dim=-1, keepdim=True)
     top = torch.where(top.isinf(), zero, top)  # a class masked in b alone: the loss is infinite, not inf - inf

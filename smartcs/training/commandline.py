@@ -6,6 +6,7 @@ used. 128 + signal number (130 for Ctrl-C): stopped, results so far are saved.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,10 @@ def run_command(command: Callable[[], int]) -> None:
         code = command()
     except (DataError, CheckpointError, ModelSourceError, FileExistsError, PermissionError, UsageError) as error:
         code = _report(error, 2)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has seen enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except (NonFiniteLossError, OSError) as error:
         code = _report(error, 1)
     except KeyboardInterrupt:

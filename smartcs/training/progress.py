@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from smartcs.data.examples import TASKS
 from smartcs.training.trainer import Step
 
 _LOG_SECONDS = 10.0
@@ -90,10 +91,12 @@ class Progress:
         return due
 
     def _losses(self) -> str:
-        by_task: dict[str, list[float]] = {}
+        """The mean loss of each task over the last steps."""
+        by_task: dict[str, list[float]] = {task: [] for task in TASKS}
         for step in self._recent:
-            by_task.setdefault(step.task, []).append(step.loss)
-        return " ".join(f"{task} {sum(values) / len(values):.3f}" for task, values in by_task.items())
+            by_task[step.task].append(step.loss)
+        means = {task: sum(values) / len(values) for task, values in by_task.items() if values}
+        return " ".join(f"{task} {mean:.3f}" for task, mean in means.items())
 
     def _speed(self) -> float:
         """Tokens per second over the last steps."""

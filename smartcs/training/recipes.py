@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from smartcs.model.sources import MINILM, bundled_minilm
 
@@ -40,12 +40,7 @@ SAMPLE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Fine-tune BERT on sentiment (SST), paraphrase (QQP) and similarity (STS), one batch of each in turn.
-
-    Without arguments this trains on a small embedded sample of synthetic English, in about two minutes. The
-    defaults below are the paper's; on the sample, and for a model that starts from nothing, other epochs and
-    learning rates are used unless they are given. The settings of a run are printed at its start.
-    """
+    """The settings of a run. The defaults are the paper's; `--help` of the command shows the text below each."""
 
     fused: bool = True
     """Run the compiled C++ ops; --no-fused runs their PyTorch reference, which learns the same."""
@@ -54,16 +49,16 @@ class TrainConfig:
     data: str = SAMPLE_DATA
     """Folder with the course's files (ids-sst-train.csv, ...); "sample" is the embedded sample."""
     model: str = AUTO_MODEL
-    """Encoder to start from: a folder, a hub id, "minilm" (the installed package), "small" (random weights);
-    "auto" is minilm where it is installed, else small."""
+    """Encoder to start from: a folder, a hub id, "minilm" (the installed package), "small" (random weights).
+    "auto" is minilm where that is installed, else small."""
     output: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: a new one in runs/)")] = None
     """Folder for weights, metrics.json, losses.csv and predictions."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, FlagCreatePairsOff] = False
     """Replace the run that the output folder holds."""
     epochs: int = 10
     """Epochs; after each one the dev split is evaluated and the best weights so far are kept."""
     cycles: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: one pass over the task with fewest batches)")
+        int | None, arg(metavar="INT", help_behavior_hint="(default: until the task with fewest batches is exhausted)")
     ] = None
     """Cycles per epoch; a cycle is one batch and one optimizer step of each task."""
     seed: int = 11711
@@ -94,7 +89,7 @@ class TrainConfig:
     """Dropout of the encoder, hidden states and attention alike."""
     max_length: int = 512
     """Longest sequence in word pieces; longer ones are cut, counted and named."""
-    strict_data: bool = False
+    strict_data: Annotated[bool, FlagCreatePairsOff] = False
     """Make malformed rows and sequences that are too long an error."""
 
     def __post_init__(self) -> None:

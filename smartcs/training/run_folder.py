@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from smartcs.data.examples import SPLITS, TASKS
-from smartcs.model.files import json_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, json_writer, read_json, write_files
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
 from smartcs.training.predictions import file_name
@@ -80,11 +80,15 @@ def read_config(folder: Path) -> TrainConfig | None:
     """The configuration of the run in `folder`; None where there is none.
 
     Raises:
-        CheckpointError: the file is damaged.
-        ValueError: it holds something that is no configuration.
+        CheckpointError: the file is damaged or no configuration.
     """
     path = folder / CONFIG
-    return TrainConfig.from_dict(read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return TrainConfig.from_dict(read_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

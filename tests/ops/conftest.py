@@ -2,6 +2,7 @@
 
 import error_budget
 import pytest
+
 from smartcs._extension import extension_status
 from smartcs.ops.backend import backend
 

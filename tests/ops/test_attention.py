@@ -9,9 +9,9 @@ from error_budget import check
 from op_harness import (
     DTYPES,
     Problem,
+    check_budget,
     check_compiled,
     check_equal,
-    check_fused,
     check_gradients,
     check_instruction_sets,
     check_mutant,
@@ -22,6 +22,7 @@ from op_harness import (
     normal,
     offsets,
 )
+
 from smartcs.ops import attention
 from smartcs.ops.random import keep_factors
 
@@ -114,13 +115,13 @@ MUTATIONS = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_within_budget(fused, case, dtype):
-    check_fused(problem(*case), dtype)
+    check_budget(problem(*case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sharp_softmax_within_budget(fused, dtype):
     """Scores up to about 100: most weights vanish, the shift by the row's maximum matters."""
-    check_fused(problem([40, 3], 2, 64, spread=4.0), dtype)
+    check_budget(problem([40, 3], 2, 64, spread=4.0), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

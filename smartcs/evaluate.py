@@ -1,0 +1,68 @@
+"""``python -m smartcs.evaluate RUN_DIR``: the figures of a finished run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from smartcs.training.commandline import UsageError, run_command
+
+_DESCRIPTION = """\
+Print accuracy (SST, QQP), Pearson's correlation (STS) and the score of a run's best weights.
+"""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Output folder of a training run."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's)")] = None
+    """Folder with the course's files, or "sample"."""
+    split: Literal["dev", "test"] = "dev"
+    """Which split; it needs labels."""
+    batch_size: int = 64
+    """Examples per batch; changes speed only."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of a table."""
+    fused: bool = True
+    """Run the compiled C++ ops, or with --no-fused their PyTorch reference."""
+
+
+def main() -> int:
+    config = tyro.cli(EvaluateConfig, prog="python -m smartcs.evaluate", description=_DESCRIPTION)
+    if config.batch_size < 1:
+        raise UsageError(f"--batch-size is {config.batch_size}, expected at least 1")
+    from rich.console import Console
+
+    from smartcs.ops.backend import set_backend
+    from smartcs.training.evaluation import evaluate
+    from smartcs.training.metrics import METRICS, majority_figures
+    from smartcs.training.saved_run import SavedRun
+    from smartcs.training.tables import figures_table
+
+    set_backend("fused" if config.fused else "reference")
+    run = SavedRun.load(config.run)
+    data = run.data(config.data)
+    split = getattr(data, config.split)
+    lacking = [task for task in METRICS if task not in split or split[task].labels is None]
+    if lacking:
+        raise UsageError(
+            f"{data.source}: the {config.split} split has no labels for {', '.join(lacking)}; "
+            "python -m smartcs.predict writes predictions without them"
+        )
+    result = evaluate(run.model, run.encode(data, config.split), config.batch_size)
+    majority = majority_figures(data.train, split)
+    if config.json:
+        print(json.dumps({"split": config.split, **result.as_dict(), "majority": majority}, indent=2))
+    else:
+        Console().print(figures_table(config.split, result, majority))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

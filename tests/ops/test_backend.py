@@ -1,0 +1,189 @@
+"""Which implementation runs: selection, report, and what happens where the compiled extension is missing."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from op_harness import Calls
+
+import smartcs._extension
+import smartcs.ops.backend as selection
+from smartcs.ops import add_layer_norm, attention, bias_gelu, embedding, linear, symmetric_kl
+from smartcs.ops.backend import OpReport, backend, backend_report, get_backend, set_backend
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Leaves selection and warnings as they were."""
+    current, warned = get_backend(), set(selection._warned)
+    yield
+    selection._current = current
+    selection._warned.clear()
+    selection._warned.update(warned)
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    """As if the extension had not been built; nothing has been warned of yet."""
+    monkeypatch.setattr(smartcs._extension, "_status", (False, "no compiler was there"))
+    selection._warned.clear()
+
+
+def run_every_op(dtype: torch.dtype = torch.float32) -> None:
+    x, row = torch.ones(4, 6, dtype=dtype), torch.ones(6, dtype=dtype)
+    ids = torch.zeros(4, dtype=torch.int64)
+    attention(torch.ones(4, 3, 2, 5, dtype=dtype), torch.tensor([0, 4], dtype=torch.int32), 4)
+    add_layer_norm(x, x, row, row)
+    bias_gelu(x, row)
+    embedding(ids, ids, ids, x, x, x, row, row)
+    linear(x, x)
+    symmetric_kl(x, x)
+
+
+FORWARDS = ["add_layer_norm_fwd", "attention_fwd", "bias_gelu_fwd", "embedding_fwd", "symmetric_kl_fwd"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fused_runs_every_kernel(fused, dtype):
+    with Calls() as calls:
+        run_every_op(dtype)
+    assert sorted(name for name, _ in calls.made) == FORWARDS
+
+
+def test_fused_leaves_other_dtypes_to_the_reference(fused):
+    with Calls() as calls:
+        run_every_op(torch.float16)
+    assert calls.made == []
+
+
+def test_reference_runs_no_kernel(reference):
+    with Calls() as calls:
+        run_every_op()
+    assert calls.made == []
+
+
+def test_select():
+    set_backend("reference")
+    assert get_backend() == "reference"
+    with backend("reference"):
+        assert get_backend() == "reference"
+    set_backend("reference")
+    assert get_backend() == "reference"
+
+
+def test_context_manager(fused):
+    with backend("reference"):
+        with backend("fused"):
+            assert get_backend() == "fused"
+        assert get_backend() == "reference"
+    assert get_backend() == "fused"
+    with pytest.raises(KeyError), backend("reference"):
+        raise KeyError
+    assert get_backend() == "fused"
+
+
+def test_backward_follows_forward(fused):
+    """A result computed by a kernel is differentiated by a kernel, whatever is selected by then."""
+    x = torch.ones(4, 6, requires_grad=True)
+    y = bias_gelu(x)
+    with Calls() as calls, backend("reference"):
+        y.sum().backward()
+    assert [name for name, _ in calls.made] == ["bias_gelu_bwd"]
+
+
+@pytest.mark.parametrize("select", [set_backend, lambda name: backend(name).__enter__()], ids=["set", "context"])
+def test_unknown_name(select):
+    before = get_backend()
+    with pytest.raises(ValueError, match="backend: got 'cuda', expected one of fused, reference"):
+        select("cuda")
+    assert get_backend() == before
+
+
+OPS = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "symmetric_kl"]
+
+
+def test_report(fused):
+    rows = {row.op: row for row in backend_report()}
+    assert list(rows) == OPS
+    assert rows.pop("linear") == OpReport("linear", "reference", "PyTorch's matrix product, on both backends")
+    for row in rows.values():
+        assert row.backend == "fused"
+        assert row.reason == f"C++ kernel, {torch.ops.smartcs.instruction_set()} instructions"
+
+
+def test_report_of_the_reference(reference):
+    rows = backend_report()
+    assert [row.op for row in rows] == OPS
+    assert {row.backend for row in rows} == {"reference"}
+    assert {row.reason for row in rows if row.op != "linear"} == {"selected"}
+
+
+def test_missing_extension_warns_once(missing):
+    with pytest.warns(UserWarning, match="running on the PyTorch reference, which is slower: no compiler was there"):
+        set_backend("fused")
+    with warnings.catch_warnings(), Calls() as calls:
+        warnings.simplefilter("error")
+        set_backend("fused")
+        run_every_op()
+    assert get_backend() == "fused" and calls.made == []
+    assert {row.reason for row in backend_report() if row.op != "linear"} == {"no compiler was there"}
+
+
+def test_missing_extension_warns_at_the_first_op(missing):
+    selection._current = "fused"
+    with pytest.warns(UserWarning, match="no compiler was there") as caught:
+        run_every_op()
+        run_every_op()
+    assert len(caught) == 1
+
+
+def test_missing_extension_is_no_news_to_the_reference(missing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with backend("reference"):
+            run_every_op()
+
+
+def test_other_devices_run_the_reference_and_warn_once(fused):
+    selection._warned.clear()
+    x = torch.ones(4, 6, device="meta")
+    with pytest.warns(UserWarning, match="no meta kernels in this version") as caught:
+        assert bias_gelu(x).is_meta and bias_gelu(x).is_meta
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "fused"), ("fused", "fused"), ("reference", "reference")])
+def test_environment(monkeypatch, value, expected):
+    monkeypatch.delenv("SMARTCS_BACKEND", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SMARTCS_BACKEND", value)
+    assert selection._initial() == expected
+
+
+def test_environment_with_an_unknown_name(monkeypatch):
+    monkeypatch.setenv("SMARTCS_BACKEND", "triton")
+    with pytest.raises(ValueError, match="backend: got 'triton', expected one of fused, reference"):
+        selection._initial()
+
+
+def test_environment_selects_the_reference_at_import():
+    """SMARTCS_BACKEND=reference: nothing compiled is loaded, and that is not worth a warning."""
+    code = (
+        "import torch, smartcs\n"
+        "from smartcs.ops.backend import backend_report\n"
+        "smartcs.ops.bias_gelu(torch.ones(2, 3))\n"
+        "print(smartcs.get_backend(), {row.reason for row in backend_report() if row.op != 'linear'})\n"
+        "print(hasattr(torch.ops.smartcs, 'bias_gelu_fwd'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        env={**os.environ, "SMARTCS_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["reference {'selected'}", "False", ""]
