@@ -26,7 +26,7 @@ INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR))
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(STAMPS)/minilm
-	$(BIN)/python -m smartcs.train --fused --output runs/demo
+	$(BIN)/python -m smartcs.train --fused --output runs/demo --overwrite
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest $(ARGS)

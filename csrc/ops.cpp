@@ -13,7 +13,7 @@ TORCH_LIBRARY(smartcs, m) {
       "seed, "
       "SymInt stream) -> (Tensor out, Tensor lse)");
   m.def(
-      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, Tensor cu_seqlens, SymInt "
+      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor lse, Tensor cu_seqlens, SymInt "
       "max_seqlen, "
       "float scale, float dropout_p, SymInt seed, SymInt stream) -> Tensor grad_qkv");
 

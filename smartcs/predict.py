@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Predict with a run's best weights.
 
-Without --task: writes the CS224N course's prediction files for the dev and test split of a data folder.
+Without --task: writes the CS224N course's prediction files for dev and test of a data folder.
 
 With --task: reads text, one sentence per line for sst, two separated by a tab for qqp and sts, from
 --text or else from standard input, and prints one line each, separated by tabs:

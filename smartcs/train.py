@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import tyro
 
 from smartcs.training.commandline import UsageError, run_command
@@ -14,8 +16,15 @@ Without arguments this trains on a small embedded sample of synthetic English, i
 
 The defaults below are the paper's. A run prints the settings it uses when it starts.
 
-The sample and models that start from random weights have other epochs and learning rates.
+The sample has other epochs, cycles, batches, learning rate and encoder dropout than these.
 """
+
+
+class _Flags(TrainConfig):
+    """The flags as they are typed: tyro would wrap the message of a check in a box, `parse` checks afterwards."""
+
+    def __post_init__(self) -> None:
+        return None
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
@@ -25,19 +34,16 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         UsageError: a value out of range; tyro itself exits with code 2 on what it cannot parse.
     """
 
-    def read(default: TrainConfig) -> TrainConfig:
+    def read(default: _Flags) -> _Flags:
         return tyro.cli(
-            TrainConfig,
-            prog="python -m smartcs.train",
-            description=_DESCRIPTION,
-            args=arguments,
-            default=default,
+            _Flags, prog="python -m smartcs.train", description=_DESCRIPTION, args=arguments, default=default
         )
 
+    # Recipe, data and model decide the defaults of all the rest, so they are read first.
+    first = read(_Flags())
     try:
-        # Recipe, data and model decide the defaults of all the rest, so they are read first.
-        first = read(TrainConfig())
-        return read(TrainConfig(**default_values(first.recipe, first.data, first.model)))
+        flags = read(_Flags(**default_values(first.recipe, first.data, first.model)))
+        return TrainConfig(**asdict(flags))
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -66,21 +66,18 @@ std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& qkv, const at
   return {out, lse};
 }
 
-at::Tensor attention_bwd(const at::Tensor& grad_out, const at::Tensor& qkv, const at::Tensor& out,
-                         const at::Tensor& lse, const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale,
-                         double dropout_p, int64_t seed, int64_t stream) {
+at::Tensor attention_bwd(const at::Tensor& grad_out, const at::Tensor& qkv, const at::Tensor& lse,
+                         const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p, int64_t seed,
+                         int64_t stream) {
   const Dropout dropout = make_dropout(dropout_p, seed, stream, "attention");
   AttentionBackward args;
   args.shape = checked_shape(qkv, cu_seqlens, max_seqlen, scale, dropout);
   const Storage storage = storage_of(qkv, "attention");
-  const std::array<int64_t, 3> out_shape{qkv.size(0), qkv.size(2), qkv.size(3)};
-  check_like(grad_out, qkv.scalar_type(), out_shape, "attention", "grad_out");
-  check_like(out, qkv.scalar_type(), out_shape, "attention", "out");
+  check_like(grad_out, qkv.scalar_type(), {qkv.size(0), qkv.size(2), qkv.size(3)}, "attention", "grad_out");
   check_like(lse, compute_type(qkv), {qkv.size(0), qkv.size(2)}, "attention", "lse");
   at::Tensor grad_qkv = empty(qkv.sizes(), qkv.scalar_type());
   args.grad_out = grad_out.const_data_ptr();
   args.qkv = qkv.const_data_ptr();
-  args.out = out.const_data_ptr();
   args.lse = lse.const_data_ptr();
   args.grad_qkv = grad_qkv.data_ptr();
   const AttentionKernels& kernels = attention_kernels();

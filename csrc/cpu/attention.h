@@ -25,7 +25,6 @@ struct AttentionBackward {
   AttentionShape shape;
   const void* grad_out;  // (T, H, D)
   const void* qkv;       // (T, 3, H, D)
-  const void* out;       // (T, H, D)
   const void* lse;       // (T, H)
   void* grad_qkv;        // (T, 3, H, D), written
 };

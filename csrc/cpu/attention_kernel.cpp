@@ -107,13 +107,6 @@ void multiply_in_place(A* row, const A* factor, int64_t n) {
 }
 
 template <class A>
-A dot(const A* x, const A* y, int64_t n) {
-  Vec<A> sum{};
-  for (int64_t j = 0; j < n; j += kLanes<A>) sum += load(x + j, Full{}) * load(y + j, Full{});
-  return sum_lanes<A>(sum);
-}
-
-template <class A>
 void scale_in_place(A* row, A factor, int64_t n) {
   for (int64_t j = 0; j < n; j += kLanes<A>) store(row + j, load(row + j, Full{}) * factor, Full{});
 }
@@ -186,8 +179,11 @@ void forward(const AttentionForward& args, void* scratch, int64_t begin, int64_t
   }
 }
 
-// With P the softmax, M the dropout factors, Z = P * M and O = Z V:
-//   dV = Z^T dO,  dP = (dO V^T) * M,  dS = P * (dP - rowsum(dO * O)),  dQ = scale dS K,  dK = scale dS^T Q.
+// With P the softmax, M the dropout factors and Z = P * M:
+//   dV = Z^T dO,  dP = (dO V^T) * M,  dS = P * (dP - rowsum(P * dP)),  dQ = scale dS K,  dK = scale dS^T Q.
+// A whole row of dP is at hand, so its mean under P is taken from it and not, as a tiled kernel must, as rowsum(dO *
+// O): that is as large but rounded apart from dP, and where the softmax is sharp the difference is all that dS should
+// be.
 template <class S>
 void backward(const AttentionBackward& args, void* scratch, int64_t begin, int64_t end) {
   using A = Compute<S>;
@@ -202,7 +198,6 @@ void backward(const AttentionBackward& args, void* scratch, int64_t begin, int64
     const BackwardBuffers<A> buffer(arena, length, D);
     const S* qkv = static_cast<const S*>(args.qkv) + first * stride + h * D;
     const S* grad_out = static_cast<const S*>(args.grad_out) + first * H * D + h * D;
-    const S* out = static_cast<const S*>(args.out) + first * H * D + h * D;
     S* grad_qkv = static_cast<S*>(args.grad_qkv) + first * stride + h * D;
     copy_transposed(qkv + H * D, stride, length, D, buffer.keys_t);
     copy_rows(qkv + H * D, stride, length, D, buffer.keys);
@@ -211,28 +206,30 @@ void backward(const AttentionBackward& args, void* scratch, int64_t begin, int64
       const int64_t rows = minimum(kBlock, length - row);
       copy_rows(qkv + row * stride, stride, rows, D, buffer.queries);
       copy_rows(grad_out + row * H * D, H * D, rows, D, buffer.grad_context);
-      copy_rows(out + row * H * D, H * D, rows, D, buffer.grad_queries);  // O, until dQ is computed
       gemm<A>(rows, lp, D, {buffer.queries, dp, 1}, buffer.keys_t, lp, buffer.scores, lp, false);
       gemm<A>(rows, lp, D, {buffer.grad_context, dp, 1}, buffer.values_t, lp, buffer.grad_scores, lp, false);
       for (int64_t i = 0; i < rows; ++i) {
         A* p = buffer.scores + i * lp;
         A* g = buffer.grad_scores + i * lp;
         const int64_t token = first + row + i;
-        const A delta = dot(buffer.grad_context + i * dp, buffer.grad_queries + i * dp, dp);
-        exponentiate(p, length, scale, static_cast<const A*>(args.lse)[token * H + h]);
-        if (shape.dropout.active()) {
-          fill_keep(shape.dropout, token * H + h, length, buffer.keep);
-          for (int64_t j = 0; j < lp; j += kLanes<A>) {
-            const Vec<A> prob = load(p + j, Full{}), keep = load(buffer.keep + j, Full{});
-            store(g + j, prob * (load(g + j, Full{}) * keep - delta), Full{});
-            store(p + j, prob * keep, Full{});
-          }
-        } else {
-          for (int64_t j = 0; j < lp; j += kLanes<A>) {
-            store(g + j, load(p + j, Full{}) * (load(g + j, Full{}) - delta), Full{});
-          }
+        // 1, but for the rounding of lse, which grows with the scores.
+        const A sum = exponentiate(p, length, scale, static_cast<const A*>(args.lse)[token * H + h]);
+        if (shape.dropout.active()) fill_keep(shape.dropout, token * H + h, length, buffer.keep);
+        Vec<A> total{};
+        for (int64_t j = 0; j < lp; j += kLanes<A>) {
+          const Vec<A> prob = load(p + j, Full{}) / sum;
+          Vec<A> dp_row = load(g + j, Full{});
+          if (shape.dropout.active()) dp_row *= load(buffer.keep + j, Full{});
+          total += prob * dp_row;
+          store(p + j, prob, Full{});
+          store(g + j, dp_row, Full{});
         }
-        scale_in_place(g, scale, lp);
+        const A mean = sum_lanes<A>(total);
+        for (int64_t j = 0; j < lp; j += kLanes<A>) {
+          const Vec<A> prob = load(p + j, Full{});
+          store(g + j, prob * (load(g + j, Full{}) - mean) * scale, Full{});
+          if (shape.dropout.active()) store(p + j, prob * load(buffer.keep + j, Full{}), Full{});
+        }
       }
       const bool accumulate = row > 0;
       gemm<A>(rows, dp, length, {buffer.grad_scores, lp, 1}, buffer.keys, dp, buffer.grad_queries, dp, false);

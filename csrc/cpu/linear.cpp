@@ -3,8 +3,8 @@
 // PyTorch hands float32 products to its BLAS. That is right on Intel's CPUs; on AMD's, MKL takes a path of half the
 // vector width and reaches half of what oneDNN, which PyTorch carries too, reaches on the same product (measured on an
 // EPYC 9005 core at BERT's shapes: 95 against 200 GFLOP/s, forward and both gradients). PyTorch registers oneDNN's
-// float32 product under the name looked up below; where it is missing, its BLAS is used as well. Nothing here depends on
-// timing: a run is repeatable.
+// float32 product under the name looked up below; where it is missing, its BLAS is used as well. Nothing here depends
+// on timing: a run is repeatable.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -79,9 +79,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bwd(const at::Tensor& grad
                                                           bool need_bias) {
   check(x, weight);
   check_like(grad_y, x.scalar_type(), {x.size(0), weight.size(0)}, kOp, "grad_y");
-  const at::Tensor none = empty({0}, x.scalar_type());
-  return {need_x ? product(grad_y, weight.t()) : none, need_weight ? product(grad_y.t(), x.t()) : none,
-          need_bias ? grad_y.sum(0) : none};
+  const auto none = [&] { return empty({0}, x.scalar_type()); };  // one each: results must not alias
+  return {need_x ? product(grad_y, weight.t()) : none(), need_weight ? product(grad_y.t(), x.t()) : none(),
+          need_bias ? grad_y.sum(0) : none()};
 }
 
 }  // namespace

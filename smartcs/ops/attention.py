@@ -7,7 +7,7 @@ For each sequence and head, with q, k, v of shape (L, D):
 m is the dropout factor (0 with probability p, else 1 / (1 - p)). Tokens of different sequences never meet and no padded
 position exists. Backward, recomputing p = exp(s - lse) from the saved log-sum-exp of each row:
 
-    dv = z^T do,  dp = m * (do v^T),  ds = p * (dp - sum over d of do * out),  dq = scale * ds k,  dk = scale * ds^T q
+    dv = z^T do,  dp = m * (do v^T),  ds = p * (dp - sum over keys of p * dp),  dq = scale * ds k,  dk = scale * ds^T q
 
 Source: Vaswani et al. 2017; the backward from the log-sum-exp is Dao et al. 2022 (FlashAttention), appendix B. The mask
 is that of ``smartcs.ops.random``: row = token * H + head, column = the key's position in its sequence.
@@ -127,15 +127,15 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
         out, lse = torch.ops.smartcs.attention_fwd(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
-        ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+        ctx.save_for_backward(qkv, lse, cu_seqlens)
         ctx.settings = (max_seqlen, scale, dropout_p, seed, stream)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, out, lse, cu_seqlens = ctx.saved_tensors
-        grad_qkv = torch.ops.smartcs.attention_bwd(grad_out.contiguous(), qkv, out, lse, cu_seqlens, *ctx.settings)
+        qkv, lse, cu_seqlens = ctx.saved_tensors
+        grad_qkv = torch.ops.smartcs.attention_bwd(grad_out.contiguous(), qkv, lse, cu_seqlens, *ctx.settings)
         return grad_qkv, *(None,) * 6
 
 
@@ -149,5 +149,5 @@ def register_fakes() -> None:
         return out, qkv.new_empty((tokens, heads), dtype=random.compute_dtype(qkv))
 
     @torch.library.register_fake("smartcs::attention_bwd")
-    def _(grad_out, qkv, out, lse, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream):  # type: ignore[no-untyped-def]
+    def _(grad_out, qkv, lse, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream):  # type: ignore[no-untyped-def]
         return torch.empty_like(qkv)

@@ -36,10 +36,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     check_float("linear", "x", x)
     check_float("linear", "weight", weight)
-    if x.dim() == 0 or weight.dim() != 2:
+    if x.dim() == 0 or x.shape[-1] == 0 or weight.dim() != 2:
         raise ValueError(
             f"linear: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, "
-            "expected (..., C_in) and (C_out, C_in)"
+            "expected (..., C_in) and (C_out, C_in) with C_in > 0"
         )
     check_like("linear", "weight", weight, (weight.shape[0], x.shape[-1]), x, "x")
     if bias is not None:

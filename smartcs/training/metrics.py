@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -48,13 +49,15 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's correlation of two (N,) arrays; 0.0 where one of them is constant and it is not defined.
 
     A model that says the same of every pair has learnt nothing about order, and 0 is what that is worth in the
-    score; NaN would spread into it. Not finite values give NaN.
+    score; NaN would spread into it. Values that are not finite give NaN.
     """
-    a = np.asarray(x, dtype=np.float64) - np.mean(x, dtype=np.float64)
-    b = np.asarray(y, dtype=np.float64) - np.mean(y, dtype=np.float64)
-    # Scaled first: the square of a deviation of 1e-200 would vanish.
-    if np.isfinite(a).all() and np.isfinite(b).all() and (np.ptp(x) == 0 or np.ptp(y) == 0):
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    # Scaled first: the square of a deviation of 1e-200 would vanish.
     a /= np.abs(a).max()
     b /= np.abs(b).max()
     return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))

@@ -2,9 +2,19 @@
 
 import error_budget
 import pytest
+import torch
 
 from smartcs._extension import extension_status
 from smartcs.ops.backend import backend
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The tensors are small: several threads would mostly wait for each other, above all on a busy machine."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(previous)
 
 
 @pytest.fixture

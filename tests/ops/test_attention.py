@@ -76,23 +76,25 @@ def formula(
     y, grad_qkv = torch.empty_like(grad_y), torch.empty_like(qkv)
     bounds = cu_seqlens.tolist()
     for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        length = end - begin
+        masks = torch.ones(length, heads, length, dtype=qkv.dtype)
+        if dropout_p > 0 and mutation != "dropout missing":
+            shift = int(mutation == "dropout mask shifted")
+            name = {"seed": seed, "stream": stream, "dtype": qkv.dtype}
+            rows = torch.arange(begin * heads, end * heads)
+            masks = keep_factors(rows, length + shift, dropout_p, **name)[:, shift:].reshape(masks.shape)
         for h in range(heads):
-            (q, k, v), do = qkv[begin:end, :, h].unbind(1), grad_y[begin:end, h]
+            (q, k, v), do, m = qkv[begin:end, :, h].unbind(1), grad_y[begin:end, h], masks[:, h]
             s = scale * q @ k.T
-            padding = torch.zeros(len(s), max_seqlen - s.shape[1], dtype=s.dtype)
+            padding = torch.zeros(length, max_seqlen - length, dtype=s.dtype)
             lse = torch.cat([s, padding], dim=1).logsumexp(1) if mutation == "softmax over padding" else s.logsumexp(1)
             p = torch.exp(s - lse[:, None])
-            m = torch.ones_like(p)
-            if dropout_p > 0 and mutation != "dropout missing":
-                shift = int(mutation == "dropout mask shifted")
-                rows = torch.arange(begin, end) * heads + h
-                m = keep_factors(rows, len(p) + shift, dropout_p, seed=seed, stream=stream, dtype=p.dtype)[:, shift:]
             out = (m * p) @ v
             if mutation == "lse off":
                 p = torch.exp(s - lse[:, None] - 0.1)
             dp = do @ v.T if mutation == "dropout missing from dp" else m * (do @ v.T)
-            delta = 0 if mutation == "delta missing" else (do * out).sum(1, keepdim=True)
-            ds = p * (dp - delta)
+            mean = 0 if mutation == "mean of dp missing" else (p * dp).sum(1, keepdim=True)
+            ds = p * (dp - mean)
             y[begin:end, h] = out
             grad_qkv[begin:end, 0, h] = scale * ds @ k
             grad_qkv[begin:end, 1, h] = scale * (ds if mutation == "dk not transposed" else ds.T) @ q
@@ -107,7 +109,7 @@ MUTATIONS = [
     "dropout mask shifted",
     "dropout missing from dp",
     "lse off",
-    "delta missing",
+    "mean of dp missing",
     "dk not transposed",
 ]
 
@@ -248,7 +250,7 @@ def test_raw_ops(fused, lengths, dtype):
     qkv = normal(sum(lengths), 3, 2, 8).to(dtype)
     settings = offsets(lengths), 4, 0.3, 0.1 if dtype == torch.float32 else 0.0, 2**40, 3
     out, lse = check_raw("attention_fwd", qkv, *settings)
-    check_raw("attention_bwd", torch.ones_like(out), qkv, out, lse, *settings)
+    check_raw("attention_bwd", torch.ones_like(out), qkv, lse, *settings)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)], ids=str)
@@ -256,7 +258,7 @@ def test_raw_ops_without_heads_or_channels(fused, shape):
     qkv = torch.zeros(5, 3, *shape)
     out, lse = torch.ops.smartcs.attention_fwd(qkv, CU, 3, 1.0, 0.0, 0, 0)
     assert out.shape == (5, *shape)
-    assert torch.ops.smartcs.attention_bwd(out, qkv, out, lse, CU, 3, 1.0, 0.0, 0, 0).shape == qkv.shape
+    assert torch.ops.smartcs.attention_bwd(out, qkv, lse, CU, 3, 1.0, 0.0, 0, 0).shape == qkv.shape
 
 
 RAW_BAD = [
@@ -275,7 +277,6 @@ RAW_BAD = [
     ({"dropout_p": 1.0}, "dropout_p is 1"),
     ({"grad_out": QKV[:4, 0]}, r"grad_out has shape \[4, 2, 4\], expected \[5, 2, 4\]|grad_out must be contiguous"),
     ({"grad_out": torch.zeros(5, 2, 4).double()}, "grad_out has dtype Double, expected Float"),
-    ({"out": torch.zeros(5, 2, 3)}, r"out has shape \[5, 2, 3\], expected \[5, 2, 4\]"),
     ({"lse": torch.zeros(5, 1)}, r"lse has shape \[5, 1\], expected \[5, 2\]"),
     ({"lse": torch.zeros(5, 2).bfloat16()}, "lse has dtype BFloat16, expected Float"),
 ]
@@ -287,7 +288,6 @@ def test_raw_op_errors(fused, change, message):
     good = {
         "grad_out": torch.zeros(5, 2, 4),
         "qkv": QKV,
-        "out": torch.zeros(5, 2, 4),
         "lse": torch.zeros(5, 2),
         "cu_seqlens": CU,
         "max_seqlen": 2**31,
@@ -299,8 +299,7 @@ def test_raw_op_errors(fused, change, message):
     arguments = good | change
     with pytest.raises((RuntimeError, ValueError), match=message):
         torch.ops.smartcs.attention_bwd(**arguments)
-    if not {"grad_out", "out", "lse"} & set(change):
+    if not {"grad_out", "lse"} & set(change):
+        del arguments["grad_out"], arguments["lse"]
         with pytest.raises((RuntimeError, ValueError), match=message):
-            torch.ops.smartcs.attention_fwd(
-                **{k: v for k, v in arguments.items() if k not in ("grad_out", "out", "lse")}
-            )
+            torch.ops.smartcs.attention_fwd(**arguments)

@@ -43,7 +43,7 @@ def run_every_op(dtype: torch.dtype = torch.float32) -> None:
     symmetric_kl(x, x)
 
 
-FORWARDS = ["add_layer_norm_fwd", "attention_fwd", "bias_gelu_fwd", "embedding_fwd", "symmetric_kl_fwd"]
+FORWARDS = ["add_layer_norm_fwd", "attention_fwd", "bias_gelu_fwd", "embedding_fwd", "linear_fwd", "symmetric_kl_fwd"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -106,19 +106,16 @@ OPS = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "symme
 
 
 def test_report(fused):
-    rows = {row.op: row for row in backend_report()}
-    assert list(rows) == OPS
-    assert rows.pop("linear") == OpReport("linear", "reference", "PyTorch's matrix product, on both backends")
-    for row in rows.values():
-        assert row.backend == "fused"
-        assert row.reason == f"C++ kernel, {torch.ops.smartcs.instruction_set()} instructions"
+    reasons = dict.fromkeys(OPS, f"C++ kernel, {torch.ops.smartcs.instruction_set()} instructions")
+    reasons["linear"] = f"float32 products by {torch.ops.smartcs.linear_library()}"
+    assert backend_report() == [OpReport(op, "fused", reason) for op, reason in reasons.items()]
 
 
 def test_report_of_the_reference(reference):
     rows = backend_report()
     assert [row.op for row in rows] == OPS
     assert {row.backend for row in rows} == {"reference"}
-    assert {row.reason for row in rows if row.op != "linear"} == {"selected"}
+    assert {row.reason for row in rows} == {"selected"}
 
 
 def test_missing_extension_warns_once(missing):
@@ -129,7 +126,7 @@ def test_missing_extension_warns_once(missing):
         set_backend("fused")
         run_every_op()
     assert get_backend() == "fused" and calls.made == []
-    assert {row.reason for row in backend_report() if row.op != "linear"} == {"no compiler was there"}
+    assert {row.reason for row in backend_report()} == {"no compiler was there"}
 
 
 def test_missing_extension_warns_at_the_first_op(missing):
@@ -175,7 +172,7 @@ def test_environment_selects_the_reference_at_import():
         "import torch, smartcs\n"
         "from smartcs.ops.backend import backend_report\n"
         "smartcs.ops.bias_gelu(torch.ones(2, 3))\n"
-        "print(smartcs.get_backend(), {row.reason for row in backend_report() if row.op != 'linear'})\n"
+        "print(smartcs.get_backend(), {row.reason for row in backend_report()})\n"
         "print(hasattr(torch.ops.smartcs, 'bias_gelu_fwd'))\n"
     )
     done = subprocess.run(

@@ -48,7 +48,7 @@ def encoder_folder(tmp_path_factory) -> Path:
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=64,
-            initializer_range=0.1,
+            initializer_range=0.2,
             pooling="mean",
         )
         BertModel(shape).save_pretrained(folder, tokenizer)

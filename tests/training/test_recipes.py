@@ -54,7 +54,7 @@ def test_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="'baseline.smartt', expected baseline, dropout"):
         TrainConfig.from_dict({"recipe": "baseline+smartt"})
     with pytest.raises(ValueError, match="expected baseline, dropout"):
-        TrainConfig(recipe="")
+        TrainConfig(recipe="dropout+")
 
 
 def test_unknown_key_lists_the_valid():
