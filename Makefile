@@ -82,7 +82,7 @@ $(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/test: $(INSTALLED)
+$(STAMPS)/test: $(INSTALLED) $(STAMPS)/minilm
 	$(PIP) --quiet 'smartcs[test]'
 	@touch $@
 

@@ -137,6 +137,13 @@ def tested_torch() -> str:
     return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 
 
+def the_torch() -> Torch:
+    """The torch to compile against, found when this file began to run."""
+    if TORCH is None:
+        sys.exit(f"smartcs: torch is not installed. Run: pip install {tested_torch()}")
+    return TORCH
+
+
 class CMakeBuild(build_ext):
     """Configures and builds in build/<tag>, which ninja reuses, and puts _C and _ops beside the Python files."""
 
@@ -160,7 +167,7 @@ class CMakeBuild(build_ext):
         settings = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
         settings.append(shutil.which("c++") or "")
         digest = hashlib.sha256(json.dumps([*settings, flag("SMARTCS_WERROR")]).encode()).hexdigest()[:8]
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{TORCH.version}-{digest}"
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{the_torch().version}-{digest}"
         cache = build / "CMakeCache.txt"
         if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
             shutil.rmtree(build)  # the checkout was moved or copied; CMake refuses such a cache
@@ -173,14 +180,17 @@ class CMakeBuild(build_ext):
             lacking.append("pybind11")
         if lacking:
             sys.exit(f"smartcs: not found: {', '.join(lacking)}. Run: pip install {' '.join(lacking)}")
+        assert cmake is not None and ninja is not None
         import pybind11
+
+        torch = the_torch()
 
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": ninja,
-            "SMARTCS_TORCH_DIR": TORCH.folder,
-            "SMARTCS_TORCH_VERSION": TORCH.version,
-            "SMARTCS_TORCH_CUDA": TORCH.cuda or "",
+            "SMARTCS_TORCH_DIR": torch.folder,
+            "SMARTCS_TORCH_VERSION": torch.version,
+            "SMARTCS_TORCH_CUDA": torch.cuda or "",
             "SMARTCS_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "SMARTCS_PYBIND11_INCLUDE": pybind11.get_include(),
             "SMARTCS_EXT_SUFFIX": suffix,

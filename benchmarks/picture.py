@@ -1,9 +1,9 @@
 """The README's picture: loss curves of the two backends, and dev figures of the longer run.
 
-    python benchmarks/picture.py collect FUSED_RUN REFERENCE_RUN LONG_RUN   copies what the picture needs from three runs
-    python benchmarks/picture.py draw                                      draws it from benchmarks/results/training
+    python benchmarks/picture.py collect FUSED_RUN REFERENCE_RUN LONG_RUN   keeps what the picture needs of three runs
+    python benchmarks/picture.py draw                                      draws it; needs matplotlib
 
-needs matplotlib. The runs are those of the README's section on figures; `collect` keeps losses and dev figures only.
+The runs are those of the README's section on figures; `collect` keeps losses and dev figures only.
 """
 
 import csv

@@ -41,9 +41,9 @@ class PredictConfig:
     """Output folder of a training run."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's)")] = None
     """Folder with the course's files, or "sample"."""
-    output: Annotated[
-        str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: RUN_DIR/predictions)")
-    ] = None
+    output: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: RUN_DIR/predictions)")] = (
+        None
+    )
     """Where to write the prediction files."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace prediction files that are there."""

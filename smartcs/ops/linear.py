@@ -3,9 +3,9 @@
 Backward: dx = dy W,  dW = dy^T x,  dbias = sum over rows of dy.
 
 The reference is PyTorch's product. Fused float32 products go to the library that is fastest on this CPU
-(csrc/cpu/linear.cpp); only the gradients that are asked for are computed. Half-precision operands on a CPU are widened to
-float32 and the result is rounded once: that is more exact, and PyTorch's own half-precision product ends the process with
-an illegal instruction on CPUs whose matrix unit the operating system reports but does not set up.
+(csrc/cpu/linear.cpp); only the gradients that are asked for are computed. Half-precision operands on a CPU are widened
+to float32 and the result is rounded once: that is more exact, and PyTorch's own half-precision product ends the process
+with an illegal instruction on CPUs whose matrix unit is announced but not set up.
 """
 
 from typing import Any
@@ -45,8 +45,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         check_like("linear", "bias", bias, (weight.shape[0],), x, "weight")
     dtype = compute_dtype(x) if x.device.type == "cpu" else x.dtype
-    wide = [None if t is None else t.to(dtype) for t in (x.reshape(-1, x.shape[-1]), weight, bias)]
-    y = _Linear.apply(*wide) if use_fused("linear", x) else F.linear(*wide)
+    wide_bias = None if bias is None else bias.to(dtype)
+    implementation = _Linear.apply if use_fused("linear", x) else F.linear
+    y = implementation(x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype), wide_bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -21,7 +21,7 @@ from smartcs.training.interrupt import StopRequest, stop_on_signals
 from smartcs.training.metrics import METRICS, majority_figures
 from smartcs.training.predictions import write_predictions
 from smartcs.training.progress import Progress, clock, make_progress
-from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
+from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, TrainConfig, model_name
 from smartcs.training.run_folder import PREDICTIONS, LossLog, choose_folder, start_folder, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.tables import figures_line, figures_table

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from smartcs.data.examples import SPLITS, TASKS
-from smartcs.model.files import CheckpointError, json_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, json_writer, read_json, text_writer, write_files
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
 from smartcs.training.predictions import file_name
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> TrainConfig | None:
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """metrics.json in the order given; numbers that are not finite, which JSON cannot hold, become null."""
     text = json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_files(folder, {METRICS: lambda path: path.write_text(text, encoding="utf-8") and None})
+    write_files(folder, {METRICS: text_writer(text)})
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from smartcs.data.encode import EncodedTask, encode
 from smartcs.data.examples import TASKS, DataFolder, Examples
 from smartcs.data.formats import load_folder
 from smartcs.data.sample import sample_folder, sample_tokenizer
-from smartcs.model.bert import BertConfig, BertModel
+from smartcs.model.bert import BertConfig, BertLayer, BertModel
 from smartcs.model.multitask import HeadConfig, MultitaskBert
 from smartcs.model.sources import resolve
 from smartcs.model.tokenizer import load_tokenizer
@@ -105,6 +105,8 @@ def _let_words_match(bert: BertModel) -> BertModel:
     than positions and token types.
     """
     bert.embeddings.word.weight.mul_(_WORD_SCALE)
-    query, key, _ = bert.layers[0].qkv.weight.chunk(3)
+    first = bert.layers[0]
+    assert isinstance(first, BertLayer)
+    query, key, _ = first.qkv.weight.chunk(3)
     key.copy_(query)
     return bert

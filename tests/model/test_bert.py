@@ -6,14 +6,14 @@ import torch
 import smartcs
 from smartcs import BertConfig, BertModel, DropoutKey, PackedBatch
 
-SMALL = dict(
-    vocab_size=50,
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=40,
-    max_position_embeddings=16,
-)
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 16,
+}
 
 
 def small_model(**overrides) -> BertModel:

@@ -127,6 +127,14 @@ def test_sharp_softmax_within_budget(fused, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_certain_softmax_has_no_score_gradient(fused, dtype):
+    """A token alone gets weight 1 whatever its score is: queries and keys get exactly 0, not what rounding leaves."""
+    p = problem([1] * 9, 3, 40, {"dropout_p": 0.1, "seed": 8}, spread=8.0)
+    gradient = evaluate(p, p.rounded(dtype), "fused")["qkv"]
+    assert not gradient[:, :2].any() and gradient[:, 2].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_budget_rejects(dtype, mutation):
     settings = {"dropout_p": 0.1, "seed": 11, "stream": 2}

@@ -18,9 +18,7 @@ SIZES = {"train": 48, "dev": 24, "test": 16}
 
 
 def first(examples: Examples, count: int) -> Examples:
-    return replace(
-        examples, ids=examples.ids[:count], texts=examples.texts[:count], labels=examples.labels[:count]
-    )
+    return replace(examples, ids=examples.ids[:count], texts=examples.texts[:count], labels=examples.labels[:count])
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from smartcs.train import parse
 from smartcs.training.commandline import run_command
 from smartcs.training.recipes import TrainConfig
 
-CONTRACT = "fused recipe data model output precision epochs cycles seed".split()
+CONTRACT = ["fused", "recipe", "data", "model", "output", "precision", "epochs", "cycles", "seed"]
 
 
 @pytest.fixture
@@ -81,18 +81,29 @@ def test_other_help(command, name):
 
 
 def test_flags_reach_the_config():
-    config = parse(
-        "--no-fused --recipe dropout --data d --model a/b --output o --overwrite --precision fp32 --epochs 3 "
-        "--cycles 7 --seed 1 --learning-rate 1e-5 --batch-sst 1 --batch-qqp 2 --batch-sts 3 --strict-data "
-        "--encoder-dropout 0.2 --pooling mean --sst-head relu_logits --max-length 99 --weight-decay 0.1 "
-        "--eval-batch-size 9".split()
-    )
-    assert config == TrainConfig(
-        fused=False, recipe="dropout", data="d", model="a/b", output="o", overwrite=True, epochs=3, cycles=7,
-        seed=1, learning_rate=1e-5, batch_sst=1, batch_qqp=2, batch_sts=3, strict_data=True, encoder_dropout=0.2,
-        pooling="mean", sst_head="relu_logits", max_length=99, weight_decay=0.1, eval_batch_size=9,
-        head_dropout=0.15,
-    )  # fmt: skip
+    values = {
+        "recipe": "dropout",
+        "data": "d",
+        "model": "a/b",
+        "output": "o",
+        "precision": "fp32",
+        "epochs": 3,
+        "cycles": 7,
+        "seed": 1,
+        "learning_rate": 1e-5,
+        "batch_sst": 1,
+        "batch_qqp": 2,
+        "batch_sts": 3,
+        "encoder_dropout": 0.2,
+        "pooling": "mean",
+        "sst_head": "relu_logits",
+        "max_length": 99,
+        "weight_decay": 0.1,
+        "eval_batch_size": 9,
+    }
+    typed = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    config = parse(["--no-fused", "--overwrite", "--strict-data", *typed])
+    assert config == TrainConfig(fused=False, overwrite=True, strict_data=True, head_dropout=0.15, **values)
 
 
 def test_a_flag_beats_recipe_and_sample():
@@ -154,7 +165,9 @@ def test_disk_error_is_one_line(command, config, monkeypatch):
 
 def test_divergence_is_one_line(command, config):
     code, _, err = command("train", *flags(config(learning_rate=1e30, cycles=20)))
-    assert code == 1 and re.search(r"the \w+ loss is (nan|inf) at step \d+ \(epoch 1\) on the examples", error_line(err))
+    assert code == 1 and re.search(
+        r"the \w+ loss is (nan|inf) at step \d+ \(epoch 1\) on the examples", error_line(err)
+    )
 
 
 def test_ctrl_c(config):

@@ -75,9 +75,7 @@ def test_predictions():
 def test_losses():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, math.log(4)]])
     assert task_loss("sst", logits, torch.tensor([4])).item() == pytest.approx(math.log(2))
-    assert task_loss("qqp", torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item() == pytest.approx(
-        math.log(2)
-    )
+    assert task_loss("qqp", torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item() == pytest.approx(math.log(2))
     assert task_loss("sts", torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item() == pytest.approx(2.5)
     each = task_loss("sts", torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0]), reduction="none")
     assert each.tolist() == [1.0, 4.0]

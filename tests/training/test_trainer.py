@@ -96,8 +96,8 @@ def test_seed_decides(config):
 
 def test_processes_agree_bit_for_bit(config, quiet_train, tmp_path):
     """Losses and weights of a command and of a call in this process, on two threads."""
-    settings = config(cycles=4, output=tmp_path / "here")
-    flags = {"data": settings.data, "model": settings.model, "output": tmp_path / "command", "cycles": 4}
+    settings = config(cycles=2, output=tmp_path / "here")
+    flags = {"data": settings.data, "model": settings.model, "output": tmp_path / "command", "cycles": 2}
     flags |= {"epochs": 1, "batch-qqp": 8, "learning-rate": "1e-3"}
     command = [sys.executable, "-m", "smartcs.train", *(f"--{key}={value}" for key, value in flags.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"}
