@@ -51,8 +51,10 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
 def main() -> int:
     config = parse()
     # Only now: --help and a wrong flag need none of it.
+    from smartcs.training.memory import keep_freed_memory
     from smartcs.training.run import train
 
+    keep_freed_memory()
     result = train(config)
     return 0 if result.signal is None else 128 + result.signal
 

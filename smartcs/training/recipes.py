@@ -45,7 +45,7 @@ SAMPLE: dict[str, dict[str, Any]] = {
     },
     "pretrained": {
         "epochs": 4,
-        "cycles": 50,
+        "cycles": 40,
         "learning_rate": 1e-4,
         "batch_sst": 16,
         "batch_qqp": 32,

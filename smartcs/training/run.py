@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -88,7 +89,7 @@ class _Run:
         self.model = build_model(config)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
-            self._say(_SMALL_NOTICE.format(data=config.data))
+            self._say(_SMALL_NOTICE)
         self.encoded = self._encode(self.data)
         self.majority = majority_figures(self.data.train, self.data.dev)
         start_folder(self.folder, config)
@@ -142,7 +143,8 @@ class _Run:
     def _end_of_epoch(
         self, epoch: int, evaluation: Evaluation, losses: dict[str, list[float]], progress: Progress
     ) -> None:
-        is_best = self.best is None or evaluation.figures["score"] > self.best.figures["score"]
+        best_score = math.nan if self.best is None else self.best.figures["score"]
+        is_best = math.isnan(best_score) or evaluation.figures["score"] > best_score
         if is_best:
             self.model.save_pretrained(self.folder)
             self.best, self.best_epoch = evaluation, epoch
@@ -217,7 +219,7 @@ class _Run:
         batches = ", ".join(f"{name} {size}" for name, size in config.batch_sizes.items())
         return (
             f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
-            f"{config.epochs} epochs of {sampler.cycles} cycles, batches {batches}, learning rate "
+            f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}, batches {batches}, learning rate "
             f"{config.learning_rate:g}, seed {config.seed}, {config.precision}\noutput: {self.folder}"
         )
 
@@ -249,3 +251,7 @@ def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, 
             raise _StopRun
 
     return report
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

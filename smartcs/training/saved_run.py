@@ -26,11 +26,14 @@ class SavedRun(NamedTuple):
         """Reads a run's output folder.
 
         Raises:
-            ModelSourceError, CheckpointError: there is no run, or it is damaged.
+            UsageError: there is no such folder.
+            ModelSourceError, CheckpointError: it holds no run, or a damaged one.
         """
         path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise UsageError(f"no folder {folder!r}: expected the output folder of a training run")
         config = read_config(path)
-        return cls(path, MultitaskBert.from_pretrained(folder), config)
+        return cls(path, MultitaskBert.from_pretrained(path), config)
 
     def data(self, data: str | None) -> DataFolder:
         """`data`, or what the run was trained on.

@@ -13,10 +13,10 @@ from smartcs.data.formats import load_folder
 from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.model.bert import BertConfig, BertLayer, BertModel
 from smartcs.model.multitask import HeadConfig, MultitaskBert
-from smartcs.model.sources import resolve
+from smartcs.model.sources import bundled_minilm, resolve
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import load_checkpoint
-from smartcs.training.recipes import SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
 
 # The encoder that starts from random weights: large enough for the sample, small enough to learn it in two
 # minutes. At this width BERT's own 0.02 would leave the layers with almost no say beside the residual sums.
@@ -58,7 +58,9 @@ def build_model(config: TrainConfig) -> MultitaskBert:
                 shape = replace(shape, pooling=config.pooling)
             bert = _let_words_match(BertModel(_with_dropout(shape, config.encoder_dropout)))
         else:
-            folder = resolve(name)
+            # Not by its name, which a folder of the current directory could also have.
+            bundled = bundled_minilm() if config.model == AUTO_MODEL else None
+            folder = resolve(name) if bundled is None else bundled
             checkpoint = load_checkpoint(folder, config.pooling)
             shape = BertConfig.from_dict(checkpoint.config)
             tokenizer = load_tokenizer(folder, shape.vocab_size)

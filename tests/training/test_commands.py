@@ -120,7 +120,7 @@ def test_train_writes_a_run(command, config):
     settings = config()
     code, out, err = command("train", "--fused", *flags(settings))
     assert (code, err) == (0, "")
-    assert "fused ops, recipe baseline, 1 epochs of 8 cycles" in out
+    assert "fused ops, recipe baseline, 1 epoch of 8 cycles" in out
     assert "majority class" in out and f"results: {settings.output}" in out
     metrics = json.loads((Path(settings.output) / "metrics.json").read_text())
     assert metrics["config"]["fused"] is True and metrics["steps"] == 24
@@ -216,7 +216,7 @@ def test_evaluate_on_other_data(command, finished):
 def test_evaluate_errors(command, finished, data_folder, encoder_folder, tmp_path):
     for arguments, message in (
         ([tmp_path], "no config.json"),
-        ([tmp_path / "nothing"], "no folder"),
+        (["nothing"], "no folder 'nothing': expected the output folder"),
         ([encoder_folder], "without task heads"),
         ([finished, "--data", tmp_path], "missing ids-sst-train.csv"),
         ([finished, "--batch-size", "0"], "--batch-size is 0, expected at least 1"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import signal
 from dataclasses import asdict
@@ -234,17 +235,18 @@ def test_diverged_run_keeps_its_curve_and_best_weights(config, quiet_train, monk
     assert all(torch.isfinite(value).all() for value in saved.state_dict().values())
 
 
-def test_a_nan_score_never_beats_a_number(config, quiet_train, monkeypatch):
-    scores = iter([0.5, float("nan")])
+@pytest.mark.parametrize(("scores", "best"), [([0.5, math.nan], 1), ([math.nan, 0.1], 2)])
+def test_any_number_beats_a_nan_score(config, quiet_train, monkeypatch, scores, best):
+    left = iter(scores)
 
     def scored(model, split, *arguments) -> Evaluation:
         result = evaluate(model, split, *arguments)
-        result.figures["score"] = next(scores, 0.0)
+        result.figures["score"] = next(left, 0.0)
         return result
 
     monkeypatch.setattr(run_module, "evaluate", scored)
     metrics = quiet_train(config(epochs=2)).metrics
-    assert metrics["best_epoch"] == 1 and metrics["score"] == 0.5
+    assert metrics["best_epoch"] == best and metrics["score"] == scores[best - 1]
 
 
 def test_log_has_no_control_characters(config):

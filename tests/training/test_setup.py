@@ -44,6 +44,15 @@ def test_encoder_dropout_reaches_every_layer(config):
     assert not torch.equal(*(model.paraphrase_logit(batch, DropoutKey(0, step)) for step in (0, 1)))
 
 
+def test_auto_means_the_package_whatever_the_current_directory_holds(config, encoder_folder, tmp_path, monkeypatch):
+    for module in ("setup", "recipes"):
+        monkeypatch.setattr(f"smartcs.training.{module}.bundled_minilm", lambda: encoder_folder)
+    monkeypatch.chdir(tmp_path)
+    build_model(config(model="small")).save_pretrained(tmp_path / "minilm")
+    assert build_model(config(model="auto")).bert.config.hidden_size == 32
+    assert build_model(config(model="minilm")).bert.config.hidden_size == 128, "a name that is typed is a path first"
+
+
 @pytest.mark.parametrize("pooling", ["auto", "cls"])
 def test_small_model(config, pooling):
     model = build_model(config(model="small", pooling=pooling))
