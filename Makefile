@@ -11,7 +11,8 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)))
-MEASURED := setup.py $(wildcard smartcs/*.py smartcs/*/*.py kernels/*.py) $(CXX_FILES)
+MEASURED := setup.py $(wildcard $(foreach depth,/* /*/* /*/*/*,$(addsuffix $(depth).py,smartcs tests benchmarks kernels))) \
+  $(CXX_FILES)
 MAX_LINES := 350
 
 # Part of a stamp's name: a compiler installed since, or -Werror asked for, must build again though no file changed.
@@ -24,6 +25,8 @@ INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR))
 
 .PHONY: demo test check format bench install install-check clean
 .DELETE_ON_ERROR:
+# Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
+.NOTPARALLEL:
 
 demo: $(INSTALLED) $(STAMPS)/minilm
 	$(BIN)/python -m smartcs.train --fused --output runs/demo --overwrite

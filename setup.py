@@ -148,6 +148,8 @@ class CMakeBuild(build_ext):
     """Configures and builds in build/<tag>, which ninja reuses, and puts _C and _ops beside the Python files."""
 
     def run(self) -> None:
+        if PROBLEM is not None:
+            sys.exit(f"smartcs: the extension cannot be compiled: {PROBLEM}")
         self.built: list[str] = []
         folder = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
         target = folder / "smartcs"
@@ -219,6 +221,10 @@ class FreshBuildPy(build_py):
     def run(self) -> None:
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib, "smartcs"), ignore_errors=True)
+        elif PROBLEM is not None:
+            # An extension left by an earlier installation may be for another torch, which import would refuse.
+            for stale in [*Path(ROOT, "smartcs").glob("_C*.so"), Path(ROOT, "smartcs", "_ops.so")]:
+                stale.unlink(missing_ok=True)
         super().run()
 
 

@@ -4,8 +4,8 @@
 
 Same MiniLM-shaped encoder, same heads, sentences, batch sizes (6 / 40 / 4) and AdamW for all; dropout 0.1. The peer is
 `transformers.BertModel` on padded batches with PyTorch's own dropout, attention and fused AdamW. Candidates take turns,
-cycle by cycle, in one process; printed are the median time and the median of the ratios within a turn, with 20 % and 80 %
-quantiles. Before anything is timed, all must agree on the losses of the first batches without dropout.
+cycle by cycle, in one process; printed are the median time and the median of the ratios within a turn, with 20 % and
+80 % quantiles. Before anything is timed, all must agree on the losses of the first batches without dropout.
 """
 
 import argparse
@@ -76,7 +76,9 @@ def candidates(shape: str, vocab_size: int) -> dict[str, smartcs.MultitaskBert]:
     return models
 
 
-def run_cycle(model: smartcs.MultitaskBert, optimizer: torch.optim.Optimizer, data: dict[str, EncodedTask], turn: int) -> None:
+def run_cycle(
+    model: smartcs.MultitaskBert, optimizer: torch.optim.Optimizer, data: dict[str, EncodedTask], turn: int
+) -> None:
     for task, size in BATCHES.items():
         batch, labels = data[task].batch(range(turn * size, (turn + 1) * size))
         assert labels is not None

@@ -1,6 +1,5 @@
-// The schemas of every raw op: the one contract all backends implement. Autograd is added in
-// smartcs/ops/<op>.py, which also documents shapes and formulas; `_bwd` ops return empty tensors for
-// gradients that were not asked for.
+// The schemas of every raw op: the one contract all backends implement. Autograd is added in smartcs/ops/<op>.py, which
+// also documents shapes and formulas; `_bwd` ops return empty tensors for gradients that were not asked for.
 #include <torch/library.h>
 
 #include <string>
@@ -9,55 +8,48 @@
 
 TORCH_LIBRARY(smartcs, m) {
   m.def(
-      "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, SymInt "
-      "seed, "
-      "SymInt stream) -> (Tensor out, Tensor lse)");
+      "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
+      "SymInt seed, SymInt stream) -> (Tensor out, Tensor lse)");
   m.def(
-      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor lse, Tensor cu_seqlens, SymInt "
-      "max_seqlen, "
+      "attention_bwd(Tensor grad_out, Tensor qkv, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
       "float scale, float dropout_p, SymInt seed, SymInt stream) -> Tensor grad_qkv");
 
   m.def(
-      "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, float "
-      "eps, "
-      "float dropout_p, SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
+      "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, "
+      "float eps, float dropout_p, SymInt seed, SymInt stream)"
+      " -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
-      "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, float dropout_p, "
-      "SymInt seed, "
-      "SymInt stream, bool parameter_grads) "
-      "-> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor "
-      "grad_input_bias)");
+      "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, "
+      "float dropout_p, SymInt seed, SymInt stream, bool parameter_grads)"
+      " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_input_bias)");
 
   m.def("bias_gelu_fwd(Tensor x, Tensor? bias) -> Tensor y");
   m.def(
-      "bias_gelu_bwd(Tensor grad_y, Tensor x, Tensor? bias, bool bias_grad) -> (Tensor grad_x, Tensor "
-      "grad_bias)");
+      "bias_gelu_bwd(Tensor grad_y, Tensor x, Tensor? bias, bool bias_grad)"
+      " -> (Tensor grad_x, Tensor grad_bias)");
 
   m.def(
-      "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, Tensor "
-      "token_type, "
-      "Tensor position, Tensor weight, Tensor bias, float eps, float dropout_p, SymInt seed, SymInt stream) "
-      "-> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
+      "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, "
+      "Tensor token_type, Tensor position, Tensor weight, Tensor bias, float eps, float dropout_p, "
+      "SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
-      "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor h, "
-      "Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, SymInt positions, float "
-      "dropout_p, "
-      "SymInt seed, SymInt stream, bool parameter_grads) "
-      "-> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor "
-      "grad_bias)");
+      "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, "
+      "Tensor h, Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, "
+      "SymInt positions, float dropout_p, SymInt seed, SymInt stream, bool need_word, "
+      "bool need_token_type, bool need_position, bool parameter_grads)"
+      " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias)");
 
   m.def("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def(
-      "linear_bwd(Tensor grad_y, Tensor x, Tensor weight, bool need_x, bool need_weight, bool need_bias) "
-      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+      "linear_bwd(Tensor grad_y, Tensor x, Tensor weight, bool need_x, bool need_weight, bool need_bias)"
+      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   // The library behind linear on this CPU.
   m.def("linear_library() -> str");
 
   m.def("symmetric_kl_fwd(Tensor a, Tensor b, bool bernoulli) -> Tensor loss");
   m.def(
-      "symmetric_kl_bwd(Tensor grad_loss, Tensor a, Tensor b, bool bernoulli, bool detach_targets, bool "
-      "need_a, "
-      "bool need_b) -> (Tensor grad_a, Tensor grad_b)");
+      "symmetric_kl_bwd(Tensor grad_loss, Tensor a, Tensor b, bool bernoulli, bool detach_targets, "
+      "bool need_a, bool need_b) -> (Tensor grad_a, Tensor grad_b)");
 
   // The instruction set the CPU kernels run on, and a way to lower it (tests compare them all).
   m.def("instruction_set() -> str", []() -> std::string { return smartcs::isa_name(smartcs::active_isa()); });

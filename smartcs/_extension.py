@@ -3,8 +3,9 @@
 Three outcomes, decided once, when smartcs is imported:
 
 * loaded: ``torch.ops.smartcs`` holds the operators.
-* missing (no compiler at installation, a checkout that was never installed, ``SMARTCS_BACKEND=reference``): the
-  PyTorch reference runs and the default backend warns once. ``SMARTCS_REQUIRE_EXT=1`` makes this an ImportError.
+* missing (no compiler at installation, a checkout that was never installed): the PyTorch reference runs and the
+  default backend warns once. ``SMARTCS_REQUIRE_EXT=1`` makes this an ImportError. ``SMARTCS_BACKEND=reference`` asks
+  for this outcome: the extension is not looked for and nothing warns.
 * refused (built for another torch, or it does not load): an ImportError that says what to do. Falling back would
   hide a broken installation behind a slow run.
 """
@@ -91,6 +92,12 @@ def _load() -> str | None:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise ImportError(f"smartcs: {library} does not load ({error}); {REINSTALL}") from error
+    wanted = os.environ.get("SMARTCS_ISA")
+    if wanted:
+        try:
+            torch.ops.smartcs.set_instruction_set(wanted)
+        except RuntimeError as error:
+            raise ImportError(f"smartcs: SMARTCS_ISA: {str(error).splitlines()[0]}") from error
     return None
 
 

@@ -30,7 +30,7 @@ struct Arena {
   int64_t used = 0;
   template <class A>
   A* take(int64_t count) {
-    char* p = base + used;
+    char* p = base == nullptr ? nullptr : base + used;
     used += round_up_64(count * static_cast<int64_t>(sizeof(A)));
     return reinterpret_cast<A*>(p);
   }

@@ -7,9 +7,12 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 
 #include "isa.h"
 
@@ -19,7 +22,10 @@ namespace smartcs {
 // touching memory it does not own.
 inline void check_cpu_contiguous(const at::Tensor& tensor, const char* op, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu(), op, ": ", name, " is on ", tensor.device(), ", expected a CPU tensor");
-  TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
+  TORCH_CHECK(tensor.layout() == at::kStrided && tensor.is_contiguous(), op, ": ", name, " must be contiguous");
+  const int64_t end = tensor.storage_offset() + tensor.numel();
+  TORCH_CHECK(tensor.storage().nbytes() >= static_cast<size_t>(end) * tensor.element_size(), op, ": ", name,
+              " has no memory behind it, its storage was freed");
 }
 
 inline void check_like(const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape, const char* op,

@@ -61,9 +61,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   return {y, h, mean, rstd};
 }
 
-// The gradient of one table: a dense zero tensor with the used rows added.
-at::Tensor scattered(Storage storage, const at::Tensor& grad_h, const int64_t* ids, int64_t rows) {
+// The gradient of one table: a dense zero tensor with the used rows added; no rows where it is not wanted.
+at::Tensor scattered(Storage storage, const at::Tensor& grad_h, const int64_t* ids, int64_t rows, bool wanted) {
   const int64_t tokens = grad_h.size(0), columns = grad_h.size(1);
+  if (!wanted) return empty({0, columns}, grad_h.scalar_type());
   at::Tensor table = at::zeros({rows, columns}, at::TensorOptions().dtype(compute_type(grad_h)));
   const auto kernel = embedding_kernels().scatter_add[storage];
   at::parallel_for(0, ceil_div(columns, 64), grain(64 * tokens), [&](int64_t begin, int64_t end) {
@@ -76,7 +77,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding
     const at::Tensor& grad_y, const at::Tensor& input_ids, const at::Tensor& token_type_ids,
     const at::Tensor& position_ids, const at::Tensor& h, const at::Tensor& mean, const at::Tensor& rstd,
     const at::Tensor& weight, int64_t words, int64_t token_types, int64_t positions, double dropout_p, int64_t seed,
-    int64_t stream, bool parameter_grads) {
+    int64_t stream, bool need_word, bool need_token_type, bool need_position, bool parameter_grads) {
   check_cpu_contiguous(h, kOp, "h");
   TORCH_CHECK(h.dim() == 2 && h.size(1) > 0, kOp, ": h has shape ", h.sizes(), ", expected (T, C) with C > 0");
   const Storage storage = storage_of(h, kOp);
@@ -114,8 +115,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding
                   ? summed(kernels.sum_partials[storage], partials[i].const_data_ptr(), count, columns, dtype)
                   : empty({0}, dtype);
   }
-  return {scattered(storage, grad_h, input, words), scattered(storage, grad_h, type, token_types),
-          scattered(storage, grad_h, place, positions), sums[0], sums[1]};
+  return {scattered(storage, grad_h, input, words, need_word),
+          scattered(storage, grad_h, type, token_types, need_token_type),
+          scattered(storage, grad_h, place, positions, need_position), sums[0], sums[1]};
 }
 
 }  // namespace

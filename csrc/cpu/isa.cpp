@@ -1,7 +1,6 @@
 #include "isa.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
 namespace smartcs {
@@ -62,17 +61,8 @@ Isa best() {
   return Isa::baseline;
 }
 
-// SMARTCS_ISA lowers the choice (to reproduce a slower machine's results); a set that cannot run here is
-// ignored, because the alternative is an illegal instruction.
-Isa initial() {
-  const char* wanted = std::getenv("SMARTCS_ISA");
-  Isa isa;
-  if (wanted != nullptr && parse(wanted, isa) && compiled_in(isa) && cpu_has(isa)) return isa;
-  return best();
-}
-
 std::atomic<Isa>& current() {
-  static std::atomic<Isa> isa{initial()};
+  static std::atomic<Isa> isa{best()};
   return isa;
 }
 

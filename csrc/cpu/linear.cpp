@@ -57,6 +57,22 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   return stack.front().toTensor();
 }
 
+// oneDNN compiles a kernel for every size it meets and keeps it (milliseconds and megabytes each), and a packed batch
+// has another number of rows every step. So rows are rounded up to one of few numbers; the added ones are zero.
+int64_t rounded_rows(int64_t rows) {
+  const int64_t step = rows <= 256 ? 32 : rows <= 1024 ? 64 : 128;
+  return ceil_div(rows, step) * step;
+}
+
+at::Tensor with_rounded_rows(const at::Tensor& x) {
+  const int64_t rows = x.size(0), rounded = rounded_rows(rows);
+  if (rounded == rows || x.scalar_type() != at::kFloat || !onednn().has_value()) return x;
+  at::Tensor y = empty({rounded, x.size(1)}, x.scalar_type());
+  y.narrow(0, 0, rows).copy_(x);
+  y.narrow(0, rows, rounded - rows).zero_();
+  return y;
+}
+
 void check(const at::Tensor& x, const at::Tensor& weight) {
   check_cpu_contiguous(x, kOp, "x");
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, kOp, ": x has dtype ", x.scalar_type(),
@@ -70,7 +86,7 @@ at::Tensor linear_fwd(const at::Tensor& x, const at::Tensor& weight, const std::
   check(x, weight);
   if (bias.has_value()) check_like(*bias, x.scalar_type(), {weight.size(0)}, kOp, "bias");
   if (!onednn().has_value()) return at::linear(x, weight, bias);
-  at::Tensor y = product(x, weight);
+  at::Tensor y = product(with_rounded_rows(x), weight).narrow(0, 0, x.size(0));
   return bias.has_value() ? y.add_(*bias) : y;
 }
 
@@ -79,9 +95,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bwd(const at::Tensor& grad
                                                           bool need_bias) {
   check(x, weight);
   check_like(grad_y, x.scalar_type(), {x.size(0), weight.size(0)}, kOp, "grad_y");
+  const at::Tensor grad = need_x || need_weight ? with_rounded_rows(grad_y) : grad_y;
   const auto none = [&] { return empty({0}, x.scalar_type()); };  // one each: results must not alias
-  return {need_x ? product(grad_y, weight.t()) : none(), need_weight ? product(grad_y.t(), x.t()) : none(),
-          need_bias ? grad_y.sum(0) : none()};
+  return {need_x ? product(grad, weight.t()).narrow(0, 0, x.size(0)) : none(),
+          need_weight ? product(grad.t(), with_rounded_rows(x).t()) : none(), need_bias ? grad_y.sum(0) : none()};
 }
 
 }  // namespace

@@ -118,10 +118,10 @@ void backward(const SymmetricKlBackward& args, int64_t begin, int64_t end) {
       const double x = difference(at(a, 0), at(b, 0));
       const double p = 1 / (1 + ::exp(-at(a, 0))), q = 1 / (1 + ::exp(-at(b, 0)));
       const double between = binary_gap(at(a, 0), at(b, 0), x);
-      const double curve = args.detach_targets ? 0.0 : 1.0;
+      const bool full = !args.detach_targets;
       // 1 - p as the other class's probability: it would round to 0 long before p does.
-      write<S>(args.grad_a, i, g * (between + curve * times(p / (1 + ::exp(at(a, 0))), x)));
-      write<S>(args.grad_b, i, -g * (between + curve * times(q / (1 + ::exp(at(b, 0))), x)));
+      write<S>(args.grad_a, i, g * (between + (full ? times(p / (1 + ::exp(at(a, 0))), x) : 0.0)));
+      write<S>(args.grad_b, i, -g * (between + (full ? times(q / (1 + ::exp(at(b, 0))), x) : 0.0)));
       continue;
     }
     const Row row = prepare(a, b, K);

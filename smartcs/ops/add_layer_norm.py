@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from . import random
+from .autograd import once_differentiable
 from .backend import use_fused
-from .checks import check_dropout, check_float, check_like
+from .checks import check_dropout, check_float, check_like, check_number
 
 
 def add_layer_norm(
@@ -62,10 +63,12 @@ def add_layer_norm(
     check_like("add_layer_norm", "bias", bias, (columns,), x, "x")
     if input_bias is not None:
         check_like("add_layer_norm", "input_bias", input_bias, (columns,), x, "x")
+    check_number("add_layer_norm", "eps", eps)
     if not eps >= 0:
         raise ValueError(f"add_layer_norm: eps is {eps}, expected eps >= 0")
     check_dropout("add_layer_norm", dropout_p, seed, stream)
-    rows = x.reshape(-1, columns), residual.reshape(-1, columns)
+    # Reshaping two dimensions would make a view, and autograd could give two leaves one tensor as their gradient.
+    rows = (x, residual) if x.dim() == 2 else (x.reshape(-1, columns), residual.reshape(-1, columns))
     implementation = _AddLayerNorm.apply if use_fused("add_layer_norm", x) else add_layer_norm_reference
     y = implementation(*rows, weight, bias, input_bias, eps, dropout_p, seed, stream)
     return y.reshape(x.shape)
@@ -123,7 +126,7 @@ class _AddLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         h, mean, rstd, weight = ctx.saved_tensors
         need_x, need_residual, need_weight, need_bias, need_input_bias = ctx.needs_input_grad[:5]
@@ -136,8 +139,9 @@ class _AddLayerNorm(torch.autograd.Function):
             *ctx.dropout,
             need_weight or need_bias or need_input_bias,
         )
-        if ctx.dropout[0] == 0:
-            dx = dresidual
+        if ctx.dropout[0] == 0 and need_x:
+            # Equal, but not one tensor: both may become somebody's .grad and be accumulated into.
+            dx = dresidual.clone() if need_residual else dresidual
         return (
             dx if need_x else None,
             dresidual if need_residual else None,

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from . import random
+from .autograd import once_differentiable
 from .backend import use_fused
-from .checks import check_device, check_dropout, check_float, check_tensor
+from .checks import check_device, check_dropout, check_float, check_int, check_number, check_tensor
 
 
 def attention(
@@ -62,9 +63,11 @@ def attention(
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"attention: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (B + 1,)")
     check_device("attention", "cu_seqlens", cu_seqlens, qkv, "qkv")
+    check_int("attention", "max_seqlen", max_seqlen)
     check_dropout("attention", dropout_p, seed, stream)
     if scale is None:
         scale = 1.0 / math.sqrt(qkv.shape[-1])
+    check_number("attention", "scale", scale)
     implementation = _Attention.apply if use_fused("attention", qkv) else attention_reference
     return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
 
@@ -132,7 +135,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, lse, cu_seqlens = ctx.saved_tensors
         grad_qkv = torch.ops.smartcs.attention_bwd(grad_out.contiguous(), qkv, lse, cu_seqlens, *ctx.settings)

@@ -25,7 +25,8 @@ _warned: set[str] = set()
 
 
 def _warn_once(message: str) -> None:
-    if message not in _warned:
+    # torch.compile cannot trace a warning; the ops that run before or after give it.
+    if not torch.compiler.is_compiling() and message not in _warned:
         _warned.add(message)
         warnings.warn(message, stacklevel=3)
 

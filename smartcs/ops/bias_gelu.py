@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autograd import once_differentiable
 from .backend import use_fused
 from .checks import check_float, check_like
 from .random import compute_dtype
@@ -59,7 +60,7 @@ class _BiasGelu(torch.autograd.Function):
         return torch.ops.smartcs.bias_gelu_fwd(x, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, bias = ctx.saved_tensors
         need_x, need_bias = ctx.needs_input_grad

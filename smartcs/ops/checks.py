@@ -50,9 +50,24 @@ def check_ids(op: str, name: str, value: Tensor, shape: Sequence[int], why: str)
     check_shape(op, name, value, shape, why)
 
 
+def check_int(op: str, name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is an integer, possibly a symbolic one under torch.compile."""
+    if not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{op}: {name} is {value!r}, expected an int")
+
+
+def check_number(op: str, name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is a number."""
+    if not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name} is {value!r}, expected a number")
+
+
 def check_dropout(op: str, p: float, seed: int, stream: int) -> None:
     """Raises ValueError unless 0 <= p < 1 and seed and stream fit in 63 bits."""
+    check_number(op, "dropout_p", p)
+    check_int(op, "seed", seed)
+    check_int(op, "stream", stream)
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
-    if p > 0 and not (0 <= seed < 2**63 and 0 <= stream < 2**63):
+    if not (0 <= seed < 2**63 and 0 <= stream < 2**63):
         raise ValueError(f"{op}: seed is {seed} and stream {stream}, expected both in [0, 2**63)")

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import random
+from .autograd import once_differentiable
 from .backend import use_fused
-from .checks import check_device, check_dropout, check_float, check_ids, check_like, check_tensor
+from .checks import check_device, check_dropout, check_float, check_ids, check_like, check_number, check_tensor
 
 
 def embedding(
@@ -73,6 +74,7 @@ def embedding(
         check_like("embedding", name, table, table.shape, word, "word")
     check_like("embedding", "weight", weight, (columns,), word, "word")
     check_like("embedding", "bias", bias, (columns,), word, "word")
+    check_number("embedding", "eps", eps)
     if not eps >= 0:
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
     check_dropout("embedding", dropout_p, seed, stream)
@@ -140,12 +142,12 @@ class _Embedding(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         *ids, h, mean, rstd, weight = ctx.saved_tensors
         need_tables, need_norm = ctx.needs_input_grad[3:6], ctx.needs_input_grad[6:8]
         grads = torch.ops.smartcs.embedding_bwd(
-            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, any(need_norm)
+            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *need_tables, any(need_norm)
         )
         wanted = (*need_tables, *need_norm)
         used = [grad if need else None for grad, need in zip(grads, wanted, strict=True)]
@@ -163,6 +165,6 @@ def register_fakes() -> None:
 
     @torch.library.register_fake("smartcs::embedding_bwd")
     def _(dy, ids, types, positions, h, mean, rstd, weight, *rest):  # type: ignore[no-untyped-def]
-        *rows, _dropout_p, _seed, _stream, parameter_grads = rest
-        tables = [h.new_empty((count, h.shape[1])) for count in rows]
+        rows, needed, parameter_grads = rest[:3], rest[6:9], rest[9]
+        tables = [h.new_empty((n if need else 0, h.shape[1])) for n, need in zip(rows, needed, strict=True)]
         return *tables, *(h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autograd import once_differentiable
 from .backend import use_fused
 from .checks import check_float, check_like
 from .random import compute_dtype
@@ -46,9 +47,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         check_like("linear", "bias", bias, (weight.shape[0],), x, "weight")
     dtype = compute_dtype(x) if x.device.type == "cpu" else x.dtype
     wide_bias = None if bias is None else bias.to(dtype)
-    implementation = _Linear.apply if use_fused("linear", x) else F.linear
+    implementation = _Linear.apply if use_fused("linear", x) else linear_reference
     y = implementation(x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype), wide_bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula in plain PyTorch."""
+    return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -59,7 +65,7 @@ class _Linear(torch.autograd.Function):
         return torch.ops.smartcs.linear_fwd(x, weight, None if bias is None else bias.contiguous())
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .autograd import once_differentiable
 from .backend import use_fused
 from .checks import check_float, check_like
 from .random import compute_dtype
@@ -85,12 +86,11 @@ def symmetric_kl_reference(a: Tensor, b: Tensor, bernoulli: bool, detach_targets
     """The formulas in plain PyTorch on (N, K) logits; (N,) losses."""
     a, b = a.to(compute_dtype(a)), b.to(compute_dtype(b))
     if detach_targets:
-        # The surrogate (p - q) * (a - b) with p - q constant has the published gradients; its value is exact too,
-        # but written as the stable loss so that both forms agree to the last bit.
+        # (p - q) * (a - b) with p - q constant has the published gradients. Its value is written as the stable loss, so
+        # that both forms agree to the last bit, and the rest as differences that are 0 but carry a gradient.
         value = symmetric_kl_reference(a.detach(), b.detach(), bernoulli, False)
         gap, _ = _gap_and_log_ratio(a.detach(), b.detach(), bernoulli)
-        surrogate = (gap * _difference(a, b)).sum(dim=-1)
-        return value + (surrogate - surrogate.detach())
+        return value + (gap * (_zero(a) - _zero(b))).sum(dim=-1)
     gap, log_ratio = _gap_and_log_ratio(a, b, bernoulli)
     # Where both probabilities have underflowed to 0, log(p / q) may be infinite and 0 * inf is not the limit.
     return (gap * torch.where(gap == 0, torch.zeros_like(gap), log_ratio)).sum(dim=-1)
@@ -100,6 +100,11 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     """a - b, but 0 for a class masked by -inf on both sides. Other ties keep a - b, for its gradient."""
     masked = (a == b) & a.isinf()
     return a.masked_fill(masked, 0) - b.masked_fill(masked, 0)
+
+
+def _zero(x: Tensor) -> Tensor:
+    """0 with the gradient of x, where x is finite."""
+    return torch.where(torch.isfinite(x), x - x.detach(), torch.zeros_like(x))
 
 
 def _gap_and_log_ratio(a: Tensor, b: Tensor, bernoulli: bool) -> tuple[Tensor, Tensor]:
@@ -133,7 +138,7 @@ class _SymmetricKl(torch.autograd.Function):
         return torch.ops.smartcs.symmetric_kl_fwd(a, b, bernoulli)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad[:2]

@@ -51,3 +51,13 @@ def test_inductor(fused):
     compiled = torch.compile(layer, fullgraph=True, backend="inductor")
     values = p.rounded(torch.float32)
     check_results(p, torch.float32, evaluate(replace(p, op=compiled), values, "fused"))
+
+
+def test_compiles_where_the_extension_is_missing(monkeypatch):
+    """The warning that says so cannot be traced; it must not be met."""
+    monkeypatch.setattr("smartcs.ops.backend.extension_status", lambda: (False, "not there"))
+    monkeypatch.setattr("smartcs.ops.backend._warned", set())
+    torch._dynamo.reset()
+    compiled = torch.compile(bias_gelu, fullgraph=True, backend="eager")
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    torch.testing.assert_close(compiled(x), torch.nn.functional.gelu(x))

@@ -191,16 +191,21 @@ def test_strided(fused):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "parameter_grads"),
-    [(("word",), False), (("token_type", "position"), False), (("bias",), True), (("word", "weight"), True)],
+    ("wanted", "flags"),
+    [
+        (("word",), (True, False, False, False)),
+        (("token_type", "position"), (False, True, True, False)),
+        (("bias",), (False, False, False, True)),
+        (("word", "weight"), (True, False, False, True)),
+    ],
     ids=str,
 )
-def test_only_what_is_asked_for(fused, wanted, parameter_grads):
+def test_only_what_is_asked_for(fused, wanted, flags):
     p = problem(9, 12, 30, DROPOUT)
     asked = Problem(p.op, p.tensors, {name: KINDS[name] for name in ("y", *wanted)}, p.settings)
     with Calls() as calls:
         check_budget(asked, torch.float32)
-    assert calls.arguments("embedding_bwd")[-1] is parameter_grads
+    assert calls.arguments("embedding_bwd")[-4:] == flags
 
 
 def test_compiled(fused):
@@ -260,13 +265,21 @@ def test_errors(either, change, error, message):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "dropout_p", "parameter_grads"), [(5, 0.1, False), (3, 0.0, True), (0, 0.1, True)])
-def test_raw_ops(fused, tokens, dropout_p, parameter_grads, dtype):
+@pytest.mark.parametrize(
+    ("tokens", "dropout_p", "flags"),
+    [
+        (5, 0.1, (True, True, True, False)),
+        (4, 0.1, (False, True, False, False)),
+        (3, 0.0, (False, False, False, True)),
+        (0, 0.1, (True, True, True, True)),
+    ],
+)
+def test_raw_ops(fused, tokens, dropout_p, flags, dtype):
     values = problem(tokens, 12).rounded(dtype)
     arguments = [value for name, value in values.items() if name != "grad_y"]
     dropout = dropout_p, 2**40, 3
     y, h, mean, rstd = check_raw("embedding_fwd", *arguments, 1e-12, *dropout)
-    check_raw("embedding_bwd", y, *arguments[:3], h, mean, rstd, values["weight"], 30, 2, 12, *dropout, parameter_grads)
+    check_raw("embedding_bwd", y, *arguments[:3], h, mean, rstd, values["weight"], 30, 2, 12, *dropout, *flags)
 
 
 RAW_BAD = [
@@ -307,8 +320,9 @@ def test_raw_forward_errors(fused, change, message):
 
 @pytest.mark.parametrize(("change", "message"), RAW_BAD + RAW_BACKWARD_BAD, ids=str)
 def test_raw_backward_errors(fused, change, message):
+    needs = ("need_word", "need_token_type", "need_position", "parameter_grads")
     good = {name: GOOD[name] for name in ("input_ids", "token_type_ids", "position_ids", "weight")}
     good |= {"grad_y": TABLE[:3], "h": TABLE[:3], "mean": torch.zeros(3), "rstd": torch.zeros(3)}
     good |= {"words": 4, "token_types": 4, "positions": 4, "dropout_p": 0.1, "seed": 1, "stream": 1}
     with pytest.raises((RuntimeError, IndexError), match=message):
-        torch.ops.smartcs.embedding_bwd(**(good | change), parameter_grads=True)
+        torch.ops.smartcs.embedding_bwd(**(good | change), **dict.fromkeys(needs, True))

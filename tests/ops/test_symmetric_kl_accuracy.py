@@ -154,3 +154,11 @@ def test_masked_on_one_side_is_infinite(either, dtype):
     a = torch.tensor([[1.0, 2.0, -1.0]], dtype=dtype)
     b = torch.tensor([[1.0, -math.inf, -1.0]], dtype=dtype)
     assert symmetric_kl(a, b).item() == symmetric_kl(b, a).item() == math.inf
+    assert symmetric_kl(a, b, detach_targets=True).item() == math.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_detached_gradients_of_a_certain_bernoulli_are_finite(either, dtype):
+    a = torch.tensor([0.0], dtype=dtype, requires_grad=True)
+    symmetric_kl(a, torch.full_like(a, -math.inf), distribution="bernoulli", detach_targets=True).backward()
+    assert a.grad.item() == 0.5
