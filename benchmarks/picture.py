@@ -30,6 +30,7 @@ def collect(*runs: str) -> None:
         kept["config"] = {key: metrics["config"][key] for key in SETTINGS}
         kept["threads"] = metrics["environment"]["machine"]["threads"]
         kept["cpu"] = metrics["environment"]["machine"]["cpu"]
+        kept["commit"] = (metrics["environment"]["extension"]["build"] or {}).get("git_commit")
         kept["torch"] = metrics["environment"]["versions"]["torch"]
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
         (RESULTS / f"{name}.csv").write_text((Path(run) / "losses.csv").read_text())
@@ -77,8 +78,8 @@ def draw() -> None:
     for (key, label), color in zip(FIGURES.items(), ("#1d3557", "#2a9d8f", "#e76f51"), strict=True):
         axes[3].plot(cycles, [epoch[key] for epoch in long["epochs"]], marker="o", label=label, color=color)
         axes[3].axhline(long["dev"]["majority"][key], ls=":", lw=1, color=color)
-    axes[3].set(title="dev figures, longer run (dotted: majority)", xlabel="cycle", ylim=(-0.03, 1))
-    axes[3].legend(frameon=False, loc="center right")
+    axes[3].set(title="longer run: dev (dotted: majority)", xlabel="cycle", ylim=(-0.03, 1))
+    axes[3].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.05))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     PICTURE.parent.mkdir(exist_ok=True)
