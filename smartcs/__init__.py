@@ -1,8 +1,13 @@
 """smartcs: SMART fine-tuning of BERT on several tasks, with fused ops under a small model and trainer."""
 
-from ._checkout import register_kernels
-from ._extension import load_extension
-from ._version import __version__
+from ._interrupt import end_on_interrupt
+
+# Before torch, whose import takes seconds.
+end_on_interrupt()
+
+from ._checkout import register_kernels  # noqa: E402
+from ._extension import load_extension  # noqa: E402
+from ._version import __version__  # noqa: E402
 
 # Before anything that registers fake kernels for the compiled ops.
 load_extension()

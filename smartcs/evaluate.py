@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+from rich.console import Console
 
+from smartcs.ops.backend import set_backend
 from smartcs.training.commandline import UsageError, run_command
+from smartcs.training.evaluation import evaluate
+from smartcs.training.metrics import METRICS, majority_figures
+from smartcs.training.saved_run import SavedRun
+from smartcs.training.tables import figures_table
 
 _DESCRIPTION = """\
 Print accuracy (SST, QQP), Pearson's correlation (STS) and the score of a run's best weights.
@@ -29,6 +35,8 @@ class EvaluateConfig:
     """Examples per batch; changes speed only."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON instead of a table."""
+    strict_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Make malformed rows and sequences that are too long an error."""
     fused: bool = True
     """Run the compiled C++ ops, or with --no-fused their PyTorch reference."""
 
@@ -37,17 +45,9 @@ def main() -> int:
     config = tyro.cli(EvaluateConfig, prog="python -m smartcs.evaluate", description=_DESCRIPTION)
     if config.batch_size < 1:
         raise UsageError(f"--batch-size is {config.batch_size}, expected at least 1")
-    from rich.console import Console
-
-    from smartcs.ops.backend import set_backend
-    from smartcs.training.evaluation import evaluate
-    from smartcs.training.metrics import METRICS, majority_figures
-    from smartcs.training.saved_run import SavedRun
-    from smartcs.training.tables import figures_table
-
     set_backend("fused" if config.fused else "reference")
     run = SavedRun.load(config.run)
-    data = run.data(config.data)
+    data = run.data(config.data, strict=config.strict_data)
     split = getattr(data, config.split)
     lacking = [task for task in METRICS if task not in split or split[task].labels is None]
     if lacking:
@@ -55,10 +55,15 @@ def main() -> int:
             f"{data.source}: the {config.split} split has no labels for {', '.join(lacking)}; "
             "python -m smartcs.predict writes predictions without them"
         )
-    result = evaluate(run.model, run.encode(data, config.split), config.batch_size)
+    encoded = run.encode(data, config.split, strict=config.strict_data)
+    result = evaluate(run.model, encoded, config.batch_size)
     majority = majority_figures(data.train, split)
     if config.json:
-        print(json.dumps({"split": config.split, **result.as_dict(), "majority": majority}, indent=2))
+        left_out = {
+            "skipped": {task: len(examples.skipped) for task, examples in split.items()},
+            "truncated": {task: len(examples.truncated) for task, examples in encoded.items()},
+        }
+        print(json.dumps({"split": config.split, **result.as_dict(), **left_out, "majority": majority}, indent=2))
     else:
         Console().print(figures_table(config.split, result, majority))
     return 0

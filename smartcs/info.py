@@ -20,12 +20,17 @@ from smartcs._extension import build_facts, extension_status
 from smartcs._version import __version__
 from smartcs.kernels import unavailable_reason
 from smartcs.ops.backend import backend_report
+from smartcs.training.commandline import run_command
 
+_DESCRIPTION = """\
+What this installation is, and which backend each op will use and why. Made for bug reports, so it also works where the
+extension is missing or refused.
+"""
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "triton", "transformers")
 # What /proc/cpuinfo calls the features each compiled instruction set needs (csrc/cpu/isa.cpp asks the CPU itself).
 CPU_FLAGS = {
-    "avx2": {"avx2", "fma", "f16c", "bmi2"},
-    "avx512": {"avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma", "bmi2"},
+    "avx512": {"avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
 }
 
 
@@ -115,12 +120,14 @@ def _matters(name: str) -> bool:
     return name.startswith(("SMARTCS_", "OMP_", "MKL_NUM_")) or name in ("KMP_AFFINITY", "CUDA_VISIBLE_DEVICES")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m smartcs.info", description=__doc__.partition("\n\n")[2])
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m smartcs.info", description=_DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    arguments = parser.parse_args()
     info = collect()
-    print(json.dumps(info, indent=2) if parser.parse_args().json else render(info))
+    print(json.dumps(info, indent=2) if arguments.json else render(info))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

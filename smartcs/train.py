@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 import tyro
 
 from smartcs.training.commandline import UsageError, run_command
+from smartcs.training.memory import keep_freed_memory
 from smartcs.training.recipes import TrainConfig, default_values
+from smartcs.training.run import train
 
 _DESCRIPTION = """\
 Fine-tune BERT on sentiment (SST), paraphrase (QQP) and similarity (STS), a batch of each in turn.
@@ -45,15 +48,16 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         flags = read(_Flags(**default_values(first.recipe, first.data, first.model)))
         return TrainConfig(**asdict(flags))
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_as_typed(str(error))) from None
+
+
+def _as_typed(message: str) -> str:
+    """A message of TrainConfig with its field as a flag: "TrainConfig: batch_sst is 0" -> "--batch-sst is 0"."""
+    return re.sub(r"^TrainConfig: (\w+)", lambda found: "--" + found[1].replace("_", "-"), message)
 
 
 def main() -> int:
     config = parse()
-    # Only now: --help and a wrong flag need none of it.
-    from smartcs.training.memory import keep_freed_memory
-    from smartcs.training.run import train
-
     keep_freed_memory()
     result = train(config)
     return 0 if result.signal is None else 128 + result.signal

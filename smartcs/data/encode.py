@@ -112,16 +112,15 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int = 512, *, s
         texts: list[Text] = list(examples.texts[begin : begin + _CHUNK])
         encodings: list[Encoding] = plain.encode_batch_fast(texts)
         sizes = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
-        for row in np.flatnonzero(sizes > max_length).tolist():
-            truncated.append(f"{examples.where(begin + row)} ({sizes[row]} word pieces)")
-            if strict:
-                continue
+        long = np.flatnonzero(sizes > max_length).tolist()
+        truncated += [f"{examples.where(begin + row)} ({sizes[row]} word pieces)" for row in long]
+        if long and not strict:
             if cut is None:
                 cut = _copy(tokenizer)
                 cut.no_padding()
                 cut.enable_truncation(max_length, strategy="longest_first")
-            (encodings[row],) = cut.encode_batch_fast([texts[row]])
-            sizes[row] = len(encodings[row])
+            for row, encoding in zip(long, cut.encode_batch_fast([texts[row] for row in long]), strict=True):
+                encodings[row], sizes[row] = encoding, len(encoding)
         lengths[begin : begin + len(texts)] = sizes
         ids.append(_flatten([encoding.ids for encoding in encodings], int(sizes.sum())))
         types.append(_flatten([encoding.type_ids for encoding in encodings], int(sizes.sum())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,6 +10,7 @@ import numpy as np
 
 Text: TypeAlias = str | tuple[str, str]
 SPLITS = ("train", "dev", "test")
+_SHOWN = 20  # skipped rows named before the rest is only counted
 
 
 class DataError(ValueError):
@@ -127,9 +128,14 @@ class DataFolder:
             counts = [f"{split} {len(ex)}" for split, ex in self.splits() if ex.task.name == name]
             lines.append(f"  {name}: " + ", ".join(counts))
         if self.skipped:
-            noun = "row" if len(self.skipped) == 1 else "rows"
-            lines.append(f"  skipped {len(self.skipped)} malformed {noun}:")
-            lines += [f"    {row}" for row in self.skipped[:20]]
-            if len(self.skipped) > 20:
-                lines.append(f"    and {len(self.skipped) - 20} more")
+            lines += [f"  {line}" for line in describe_skipped(self.skipped)]
         return "\n".join(lines)
+
+
+def describe_skipped(rows: Sequence[SkippedRow]) -> list[str]:
+    """Lines for people: how many rows were skipped, and the first of them by file and line."""
+    lines = [f"skipped {len(rows)} malformed {'row' if len(rows) == 1 else 'rows'}:"]
+    lines += [f"  {row}" for row in rows[:_SHOWN]]
+    if len(rows) > _SHOWN:
+        lines.append(f"  and {len(rows) - _SHOWN} more")
+    return lines

@@ -5,7 +5,9 @@ share their first linear layer. Source: the SMARTCS paper, section 4 and figure 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,17 @@ from smartcs.data.encode import encode
 from smartcs.data.examples import TASKS, Examples, Text
 from smartcs.data.packing import PackedBatch
 from smartcs.model.bert import BertModel
-from smartcs.model.files import CheckpointError, json_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
 from smartcs.model.sources import resolve
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import load_tokenizer
+from smartcs.model.weights import save_checkpoint
 from smartcs.ops.random import DropoutKey, dropout
 
 SST_CLASSES = 5
 HEADS_CONFIG = "smartcs.json"
 HEADS_WEIGHTS = "heads.safetensors"
+_FORMAT = 1  # of smartcs.json
 _FIRST_SITE = 2**15  # dropout sites of the heads; the encoder counts from 0
 
 
@@ -65,7 +69,7 @@ class MultitaskBert(nn.Module):
 
     Args:
         bert: The encoder, fine-tuned along with the heads.
-        heads: Their configuration. Weights start like BERT's, drawn from torch's default generator.
+        heads: Their configuration. Weights start as `nn.Linear` draws them, from torch's default generator.
         tokenizer: Needed for everything that takes text.
     """
 
@@ -85,7 +89,9 @@ class MultitaskBert(nn.Module):
         )
         if self.head_config.sst_head == "relu_hidden":
             self.heads["sst_hidden"] = nn.Linear(hidden, hidden)
-        self.heads.apply(bert._initialize)
+        # Scores begin at the middle of their scale: from zero, the first steps would do nothing but push every
+        # sentence's encoding one way, and at higher learning rates it stays there.
+        nn.init.constant_(self.heads.get_parameter("sts_output.bias"), TASKS["sts"].high / 2)
 
     def sentiment_logits(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
         """(B, 5) logits of the sentiment classes of B sentences."""
@@ -128,20 +134,19 @@ class MultitaskBert(nn.Module):
     @torch.inference_mode()
     def embed(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
         """(N, C) sentence embeddings: the encoder's pooled output of each sentence alone, not normalised."""
-        rows = [self.bert(batch).pooled for batch in self._batches("sst", sentences, batch_size)]
+        with self._without_dropout():
+            rows = [self.bert(batch).pooled for batch in self._batches("sst", sentences, batch_size)]
         return torch.cat([*rows, self._no_rows(self.bert.config.hidden_size)])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes encoder and tokenizer in Hugging Face's form, the heads beside them."""
-        self.bert.save_pretrained(folder, self.tokenizer)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
-        write_files(
-            Path(folder),
-            {
-                HEADS_CONFIG: json_writer({"format": 1, "heads": asdict(self.head_config)}),
-                HEADS_WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-            },
-        )
+        heads: dict[str, Writer] = {
+            HEADS_CONFIG: json_writer({"format": _FORMAT, "heads": asdict(self.head_config)}),
+            HEADS_WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        }
+        # All in one go, so that no crash leaves the new encoder beside the old heads.
+        save_checkpoint(folder, asdict(self.bert.config), self.bert.state_dict(), self.tokenizer, extra=heads)
 
     @classmethod
     def from_pretrained(cls, run_dir: str | os.PathLike[str]) -> "MultitaskBert":
@@ -155,13 +160,11 @@ class MultitaskBert(nn.Module):
         if not (folder / HEADS_CONFIG).is_file() or not (folder / HEADS_WEIGHTS).is_file():
             raise CheckpointError(
                 f"{folder}: has no {HEADS_CONFIG} and {HEADS_WEIGHTS}: it holds an encoder without task heads; "
-                "train them with: python -m smartcs.train --model"
+                f"train them with: python -m smartcs.train --model {folder}"
             )
-        try:
-            heads = HeadConfig.from_dict(read_json(folder / HEADS_CONFIG)["heads"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / HEADS_CONFIG}: not a head configuration ({error})") from None
-        model = cls(BertModel.from_pretrained(folder), heads, load_tokenizer(folder))
+        heads = _read_heads(folder / HEADS_CONFIG)
+        bert = BertModel.from_pretrained(folder)
+        model = cls(bert, heads, load_tokenizer(folder, bert.config.vocab_size))
         expected = model.heads.state_dict()
         tensors = read_tensors(folder / HEADS_WEIGHTS)
         for name in sorted(set(expected) | set(tensors)):
@@ -193,22 +196,29 @@ class MultitaskBert(nn.Module):
         return dropout(x, self.head_config.dropout, seed=key.seed, stream=key.stream(_FIRST_SITE + site))
 
     def _predict(self, task: str, texts: Sequence[Text], batch_size: int) -> Tensor:
-        was_training = self.training
+        with self._without_dropout():
+            rows = [self.task_output(task, batch) for batch in self._batches(task, texts, batch_size)]
+        return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Evaluation mode within the block; afterwards, also after an error, every module has the mode it had."""
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            rows = [self.task_output(task, batch) for batch in self._batches(task, texts, batch_size)]
+            yield
         finally:
-            self.train(was_training)
-        return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
+            for module, mode in modes:
+                module.training = mode
 
     def _batches(self, task: str, texts: Sequence[Text], batch_size: int) -> Iterator[PackedBatch]:
         if self.tokenizer is None:
             raise ValueError("MultitaskBert: tokenizer is None, expected one to read text with")
-        if isinstance(texts, str):
-            raise TypeError("MultitaskBert: got one string, expected a sequence of texts")
-        examples = Examples(
-            TASKS[task], tuple(str(i) for i in range(len(texts))), tuple(texts), labels=None, source="texts"
-        )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"MultitaskBert: batch_size is {batch_size!r}, expected an integer of at least 1")
+        checked = _check_texts(task, texts)
+        ids = tuple(str(i) for i in range(len(checked)))
+        examples = Examples(TASKS[task], ids, checked, labels=None, source="texts")
         encoded = encode(self.tokenizer, examples, self.bert.config.max_position_embeddings)
         device = next(self.parameters()).device
         for begin in range(0, len(encoded), batch_size):
@@ -217,3 +227,34 @@ class MultitaskBert(nn.Module):
     def _no_rows(self, *shape: int) -> Tensor:
         parameter = next(self.parameters())
         return torch.empty((0, *shape), dtype=parameter.dtype, device=parameter.device)
+
+
+def _read_heads(path: Path) -> HeadConfig:
+    """The head configuration in smartcs.json. Raises CheckpointError naming the file."""
+    values = read_json(path)
+    unknown = sorted(set(values) - {"format", "heads"})
+    if unknown:
+        raise CheckpointError(f"{path}: unknown keys {', '.join(unknown)}, expected format and heads")
+    if values.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: format is {values.get('format')!r}, expected {_FORMAT}")
+    try:
+        return HeadConfig.from_dict(values["heads"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a head configuration ({error})") from None
+
+
+def _check_texts(task: str, texts: Iterable[Any]) -> tuple[Text, ...]:
+    """The texts of a task, pairs as tuples. Raises TypeError naming the first that is something else."""
+    pairs = len(TASKS[task].text_columns) == 2
+    wanted = "a tuple or list of two strings" if pairs else "a string"
+    if isinstance(texts, str):
+        raise TypeError(f"MultitaskBert: got one string, expected a sequence, each of it {wanted}")
+    checked: list[Text] = []
+    for index, text in enumerate(texts):
+        if not pairs and isinstance(text, str):
+            checked.append(text)
+        elif pairs and isinstance(text, tuple | list) and [isinstance(part, str) for part in text] == [True, True]:
+            checked.append((text[0], text[1]))
+        else:
+            raise TypeError(f"MultitaskBert: text {index} is {reprlib.repr(text)}, expected {wanted}")
+    return tuple(checked)

@@ -180,6 +180,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     state_dict: Mapping[str, torch.Tensor],
     tokenizer: Tokenizer | None = None,
+    extra: Mapping[str, Writer] | None = None,
 ) -> None:
     """Write a folder that `transformers.BertModel`, `AutoTokenizer` and `load_checkpoint` read.
 
@@ -192,6 +193,8 @@ def save_checkpoint(
         state_dict: exactly the parameters of `BertModel`, any floating dtype (stored as it is) and
             device.
         tokenizer: None leaves tokenizer files that are already there as they are.
+        extra: files of the caller that belong to this checkpoint, as for `files.write_files`; all are moved
+            into place together.
 
     Raises:
         CheckpointError: names, shapes or dtypes that do not fit `config`; nothing is written then.
@@ -209,6 +212,7 @@ def save_checkpoint(
     if tokenizer is not None:
         writers |= tokenizer_writers(tokenizer, config["vocab_size"], config["max_position_embeddings"])
         optional |= TOKENIZER_FILES
+    writers |= extra or {}
     # What an earlier save left would contradict this one, such as a pooling file beside "pooler".
     write_files(Path(folder), writers, remove=optional - set(writers))
 

@@ -11,28 +11,32 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from smartcs._interrupt import INTERRUPTED, interrupt_as_usual
 from smartcs.data.examples import DataError
 from smartcs.model.files import CheckpointError, ModelSourceError
 from smartcs.training.trainer import NonFiniteLossError
-
-_INTERRUPTED = 130
 
 
 def run_command(command: Callable[[], int]) -> None:
     """Runs a command and exits with its code; the errors that users can cause end without a traceback."""
     warnings.showwarning = _show_warning
+    interrupt_as_usual()
     try:
         code = command()
+        sys.stdout.flush()
     except (DataError, CheckpointError, ModelSourceError, FileExistsError, PermissionError, UsageError) as error:
         code = _report(error, 2)
     except BrokenPipeError:
-        # The reader of a pipe, such as head, has seen enough. Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        code = 1  # the reader of a pipe, such as head, has seen enough
     except (NonFiniteLossError, OSError) as error:
         code = _report(error, 1)
     except KeyboardInterrupt:
-        code = _report("interrupted", _INTERRUPTED)
+        code = _report("interrupted", INTERRUPTED)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What cannot be written has been reported; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

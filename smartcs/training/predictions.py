@@ -1,8 +1,8 @@
 """Prediction files in the form that the CS224N default project hands in.
 
 `{sst,para,sts}-{dev,test}-output.csv`: a header with tabs and then lines with commas, `{id} , {prediction} `,
-blanks and the course's spelling of "Similiary" included. Classes are written as integers; the course's own
-script writes paraphrases as 1.0 and 0.0, and whoever reads those as numbers reads 1 and 0 too.
+blanks and the course's spelling of "Similiary" included. As by the course's own script, sentiment classes are written
+as integers, paraphrases as 1.0 and 0.0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def write_predictions(
     contents = {}
     for task, values in predictions.items():
         header = f"id \t {_FILES[task][1]} \n"
-        rows = zip(ids[task], values.tolist(), strict=True)
+        numbers = values.astype(float) if task == "qqp" else values
+        rows = zip(ids[task], numbers.tolist(), strict=True)
         contents[file_name(task, split)] = header + "".join(f"{name} , {value} \n" for name, value in rows)
     write_files(folder, {name: text_writer(text) for name, text in contents.items()})
     return [folder / name for name in contents]

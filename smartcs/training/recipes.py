@@ -81,7 +81,9 @@ class TrainConfig:
     seed: int = 11711
     """Names the initial heads, the order of examples and the dropout masks."""
     learning_rate: float = 3e-5
-    """AdamW's learning rate, constant."""
+    """AdamW's learning rate, constant after the warm-up."""
+    warmup: int = 0
+    """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     batch_sst: int = 6
@@ -128,6 +130,7 @@ class TrainConfig:
             self._check(name, isinstance(value, str) and value != "", "a name")
         self._check("output", self.output is None or (isinstance(self.output, str) and self.output != ""), "a folder")
         self._check("learning_rate", self._is_number("learning_rate") and self.learning_rate > 0, "a number above 0")
+        self._check("warmup", self._is_int("warmup") and self.warmup >= 0, "an integer of at least 0")
         self._check(
             "weight_decay", self._is_number("weight_decay") and self.weight_decay >= 0, "a number of at least 0"
         )

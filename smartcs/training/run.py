@@ -26,8 +26,10 @@ from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, TrainConfig, model
 from smartcs.training.run_folder import PREDICTIONS, LossLog, choose_folder, start_folder, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.tables import figures_line, figures_table
-from smartcs.training.trainer import Trainer
+from smartcs.training.trainer import NonFiniteLossError, Trainer
 
+# What a run is made of and how it runs; the line before the changed settings names most of it.
+_NOT_THE_METHODS = ("fused", "recipe", "data", "model", "output", "overwrite", "strict_data", "eval_batch_size")
 _LISTED_ROWS = 100  # skipped rows that metrics.json names; it counts all of them
 
 
@@ -61,9 +63,9 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
         console: where progress goes; stdout when left out. `Console(quiet=True)` silences it.
 
     Raises:
-        FileExistsError, PermissionError: the output folder cannot be used; nothing has been done then.
+        FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
-        NonFiniteLossError: training diverged; the weights of the best epoch so far are in the folder.
+        NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
     with backend("fused" if config.fused else "reference"):
         return _Run(config, Console() if console is None else console).execute()
@@ -91,6 +93,7 @@ class _Run:
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
             self._say(_SMALL_NOTICE)
         self.encoded = self._encode(self.data)
+        self.environment = info.collect()
         self.majority = majority_figures(self.data.train, self.data.dev)
         start_folder(self.folder, config)
         self.trainer = Trainer(config, self.model, self.encoded["train"])
@@ -100,7 +103,10 @@ class _Run:
                 self._train(stop)
             except _StopRun:
                 self._stopped(stop)
-        metrics = self._metrics(interrupted=bool(stop))
+            except NonFiniteLossError:
+                write_metrics(self.folder, self._metrics(finished=True, diverged=True))
+                raise
+        metrics = self._metrics(finished=True, interrupted=bool(stop))
         write_metrics(self.folder, metrics)
         self._summary(metrics)
         return RunResult(self.folder, metrics, stop.signal)
@@ -159,6 +165,8 @@ class _Run:
                 "seconds_total": perf_counter() - self.begin,
             }
         )
+        # Not only at the end: a run that is killed leaves what it has reached.
+        write_metrics(self.folder, self._metrics(finished=False))
         progress.say(
             f"epoch {epoch}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(perf_counter() - self.begin)}"
@@ -179,7 +187,7 @@ class _Run:
             f"{self.config.epochs * self.trainer.sampler.steps_per_epoch}: the weights {which} are in {self.folder}"
         )
 
-    def _metrics(self, *, interrupted: bool) -> dict[str, Any]:
+    def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
         trainer, skipped = self.trainer, self.data.skipped
         seconds = sum(trainer.seconds.values())
         figures = self.best.figures if self.best else dict.fromkeys((*METRICS.values(), "score"))
@@ -187,7 +195,9 @@ class _Run:
             **figures,
             "seconds": seconds,
             "tokens_per_second": trainer.tokens / seconds if seconds else None,
+            "finished": finished,
             "interrupted": interrupted,
+            "diverged": diverged,
             "best_epoch": self.best_epoch,
             "dev": {**(self.best.as_dict() if self.best else figures), "majority": self.majority},
             "test": self.test.as_dict() if self.test else None,
@@ -211,7 +221,7 @@ class _Run:
             },
             "config": asdict(self.config),
             "model": asdict(self.model.bert.config),
-            "environment": info.collect(),
+            "environment": self.environment,
         }
 
     def _plan(self) -> str:
@@ -220,7 +230,8 @@ class _Run:
         return (
             f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
             f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}, batches {batches}, learning rate "
-            f"{config.learning_rate:g}, seed {config.seed}, {config.precision}\noutput: {self.folder}"
+            f"{config.learning_rate:g}, seed {config.seed}, {config.precision}\n"
+            f"{_other_than_the_papers(config)}output: {self.folder}"
         )
 
     def _summary(self, metrics: dict[str, Any]) -> None:
@@ -251,6 +262,17 @@ def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, 
             raise _StopRun
 
     return report
+
+
+def _other_than_the_papers(config: TrainConfig) -> str:
+    """A line with every setting of training that is not the paper's; nothing where all are."""
+    paper = asdict(TrainConfig())
+    changed = [
+        f"{name} {value} ({'left open' if paper[name] is None else paper[name]})"
+        for name, value in asdict(config).items()
+        if value != paper[name] and name not in _NOT_THE_METHODS
+    ]
+    return f"other than the paper's settings (in brackets): {', '.join(changed)}\n" if changed else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +16,7 @@ from smartcs.data.examples import SPLITS, TASKS
 from smartcs.model.files import CheckpointError, json_writer, read_json, text_writer, write_files
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
+from smartcs.training.commandline import UsageError
 from smartcs.training.predictions import file_name
 from smartcs.training.recipes import SAMPLE_DATA, TrainConfig
 from smartcs.training.trainer import Step
@@ -36,13 +39,14 @@ _RUN_FILES = (
 
 
 def choose_folder(output: str | None, overwrite: bool) -> Path:
-    """The folder of a new run; nothing is made or changed yet.
+    """The folder of a new run, tried out; nothing is left there or changed yet.
 
     Without `output` the first of runs/train, runs/train-2, ... that does not exist.
 
     Raises:
         FileExistsError: it holds a run and `overwrite` is not set, or is a file.
-        PermissionError: it cannot be written.
+        PermissionError: no permission to write it.
+        UsageError: it cannot be made or written for another reason.
     """
     if output is None:
         folder, number = Path("runs/train"), 1
@@ -51,11 +55,12 @@ def choose_folder(output: str | None, overwrite: bool) -> Path:
             folder = Path(f"runs/train-{number}")
     else:
         folder = Path(output).expanduser()
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
         raise FileExistsError(f"output {folder}: {existing} is a file, expected a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"output {folder}: no permission to write in {existing}")
+    _try_folder(folder)
     found = [name for name in _MARKS if (folder / name).exists()]
     if found and not overwrite:
         raise FileExistsError(
@@ -65,6 +70,21 @@ def choose_folder(output: str | None, overwrite: bool) -> Path:
     return folder
 
 
+def _try_folder(folder: Path) -> None:
+    """Makes the folder and a file in it, and takes away again what was not there."""
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"output {folder}: cannot be written ({error.strerror})") from None
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
 def start_folder(folder: Path, config: TrainConfig) -> None:
     """Makes the folder, removes the files of an earlier run (and nothing else), writes the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +92,7 @@ def start_folder(folder: Path, config: TrainConfig) -> None:
         (folder / name).unlink(missing_ok=True)
     values = asdict(config)
     if config.data != SAMPLE_DATA:
-        values["data"] = os.path.abspath(config.data)  # evaluate finds it from anywhere
+        values["data"] = os.path.abspath(os.path.expanduser(config.data))  # evaluate finds it from anywhere
     write_files(folder, {CONFIG: json_writer(values)})
 
 

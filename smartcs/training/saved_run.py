@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from smartcs.data.encode import EncodedTask
-from smartcs.data.examples import DataFolder
+from smartcs.data.examples import DataFolder, describe_skipped
 from smartcs.model.multitask import MultitaskBert
 from smartcs.training.commandline import UsageError
 from smartcs.training.recipes import TrainConfig
@@ -35,19 +36,30 @@ class SavedRun(NamedTuple):
         config = read_config(path)
         return cls(path, MultitaskBert.from_pretrained(path), config)
 
-    def data(self, data: str | None) -> DataFolder:
+    def data(self, data: str | None, *, strict: bool = False) -> DataFolder:
         """`data`, or what the run was trained on.
 
         Raises:
             UsageError: neither is known.
-            DataError: see `smartcs.data.formats`.
+            DataError: see `smartcs.data.formats`; with `strict` also for malformed rows.
         """
         if data is None and self.config is None:
             raise UsageError(f"{self.folder} does not say what it was trained on: pass --data FOLDER, or --data sample")
-        return load_data(self.config.data if data is None and self.config else data or "")
+        return load_data(self.config.data if data is None and self.config else data or "", strict=strict)
 
-    def encode(self, data: DataFolder, split: str) -> dict[str, EncodedTask]:
-        """A split of `data`, tokenized as in training."""
+    def encode(self, data: DataFolder, split: str, *, strict: bool = False) -> dict[str, EncodedTask]:
+        """A split of `data`, tokenized as in training; stderr says what of it was skipped or truncated.
+
+        Raises:
+            DataError: with `strict`, a sequence is too long.
+        """
         positions = self.model.bert.config.max_position_embeddings
         limit = positions if self.config is None else self.config.max_length
-        return encode_split(self.model, getattr(data, split), limit)
+        examples = getattr(data, split)
+        encoded = encode_split(self.model, examples, limit, strict=strict)
+        skipped = [row for task in examples.values() for row in task.skipped]
+        lines = describe_skipped(skipped) if skipped else []
+        lines += [f"{split} {task.describe()}" for task in encoded.values() if task.truncated]
+        for line in lines:
+            print(line, file=sys.stderr)
+        return encoded

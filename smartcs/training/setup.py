@@ -37,7 +37,7 @@ def load_data(data: str, *, strict: bool = False) -> DataFolder:
     Raises:
         DataError: see `smartcs.data.formats`.
     """
-    return sample_folder() if data == SAMPLE_DATA else load_folder(data, strict=strict)
+    return sample_folder() if data == SAMPLE_DATA else load_folder(Path(data).expanduser(), strict=strict)
 
 
 def build_model(config: TrainConfig) -> MultitaskBert:

@@ -16,6 +16,7 @@ from smartcs.training.optim import AdamW
 from smartcs.training.recipes import TrainConfig
 
 PARTS = ("data", "forward", "backward", "optimizer")
+_SHOWN = 5  # examples that an error names before the rest is only counted
 
 
 class NonFiniteLossError(RuntimeError):
@@ -87,7 +88,9 @@ class Trainer:
             loss = task_loss(task, output, labels)
             value = loss.item()
             if not math.isfinite(value):
-                ids = ", ".join(self.data[task].ids[row] for row in rows)
+                ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
+                if len(rows) > _SHOWN:
+                    ids += f" and {len(rows) - _SHOWN} more"
                 raise NonFiniteLossError(
                     f"the {task} loss is {value} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
                     f"the learning rate is {self.config.learning_rate:g}, a lower one may help"
@@ -99,6 +102,7 @@ class Trainer:
             loss.backward()
             times.append(perf_counter())
 
+            self._warm_up()
             self.optimizer.step()
             times.append(perf_counter())
 
@@ -108,3 +112,9 @@ class Trainer:
             self.step += 1
             self.tokens += batch.num_tokens
             yield Step(self.step, epoch, cycle, task, value, batch.num_tokens, times[-1] - begin)
+
+    def _warm_up(self) -> None:
+        """Sets the learning rate of the coming step, counted from 0: full from step `warmup` - 1 on."""
+        share = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.config.learning_rate

@@ -132,7 +132,7 @@ def test_saved_models_come_back_the_same(tmp_path):
 def test_an_encoder_without_heads_is_named_as_such(tmp_path):
     m = model()
     m.bert.save_pretrained(tmp_path, m.tokenizer)
-    with pytest.raises(CheckpointError, match="an encoder without task heads"):
+    with pytest.raises(CheckpointError, match=f"an encoder without task heads; .* --model {tmp_path}"):
         MultitaskBert.from_pretrained(tmp_path)
     with pytest.raises(ModelSourceError):
         MultitaskBert.from_pretrained(tmp_path / "nothing")
@@ -167,3 +167,69 @@ def test_backends_agree_on_every_task_with_dropout():
             with smartcs.backend(name):
                 outputs.append(m.task_output(task, packed, DropoutKey(3, 4)))
         torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
+
+
+def test_embed_has_no_dropout_and_leaves_every_mode_as_it_was():
+    m = model()
+    expected = m.embed(SENTENCES)
+    m.train()
+    m.bert.eval()
+    m.bert.layers[0].train()
+    modes = [module.training for module in m.modules()]
+    assert torch.equal(m.embed(SENTENCES), expected)
+    with pytest.raises(TypeError):
+        m.embed([1])
+    assert [module.training for module in m.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("call", "texts", "message"),
+    [
+        ("sentiment", ["a", 5], "text 1 is 5, expected a string"),
+        ("embed", [("a", "b")], r"text 0 is \('a', 'b'\), expected a string"),
+        ("paraphrase", [("a", "b"), "ab"], "text 1 is 'ab', expected a tuple or list of two strings"),
+        ("similarity", [("a", "b", "c")], "text 0 is .* expected a tuple or list of two strings"),
+        ("similarity", [("a", None)], "text 0 is .*None"),
+    ],
+)
+def test_texts_of_another_kind_are_named(call, texts, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(model(), call)(texts)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_batch_size_is_checked(size):
+    with pytest.raises(ValueError, match=f"batch_size is {size}, expected an integer of at least 1"):
+        model().similarity([], batch_size=size)
+
+
+def test_pairs_may_be_lists():
+    m = model()
+    assert torch.equal(m.similarity([list(pair) for pair in PAIRS]), m.similarity(PAIRS))
+
+
+def test_a_save_that_fails_leaves_the_old_encoder_and_heads(tmp_path, monkeypatch):
+    m = model()
+    m.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("smartcs.model.multitask.save_file", full)
+    with torch.no_grad():
+        m.bert.embeddings.norm.weight.add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        m.save_pretrained(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"format": 2, "heads": {}}, "format is 2, expected 1"), ({"format": 1, "heads": {}, "head": 1}, "keys head,")],
+)
+def test_other_formats_are_refused(tmp_path, values, message):
+    model().save_pretrained(tmp_path)
+    (tmp_path / "smartcs.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        MultitaskBert.from_pretrained(tmp_path)

@@ -28,7 +28,8 @@ def command(monkeypatch, capsys):
 
     def run(name, *arguments, stdin=""):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         monkeypatch.setenv("COLUMNS", "100")
         backend = smartcs.get_backend()
         try:
@@ -137,7 +138,9 @@ def test_train_writes_a_run(command, config):
         (["--model", "./nowhere"], "no folder"),
         (["--epochs", "0"], "epochs is 0, expected an integer of at least 1"),
         (["--recipe", "bassline"], "recipe is 'bassline', expected baseline, dropout"),
-        (["--head-dropout", "1.5"], "head_dropout is 1.5"),
+        (["--head-dropout", "1.5"], "--head-dropout is 1.5"),
+        (["--batch-sst", "0"], "--batch-sst is 0, expected an integer of at least 1"),
+        (["--output", "x" * 300], "cannot be written (File name too long)"),
     ],
 )
 def test_user_errors_are_one_line(command, tmp_path, arguments, message):
@@ -256,13 +259,13 @@ def test_predict_writes_the_same_files_as_training(command, finished, tmp_path):
         else:
             assert ours == trained
     code, _, err = command("predict", finished)
-    assert code == 2 and "already holds sst-dev-output.csv" in error_line(err)
+    assert code == 2 and "already holds sst-dev-output.csv" in err and "the run's own predictions" in error_line(err)
     assert command("predict", finished, "--output", tmp_path / "out", "--overwrite")[0] == 0
 
 
 def test_predict_text(command, finished):
     model = smartcs.MultitaskBert.from_pretrained(finished)
-    code, out, _ = command("predict", finished, "--task", "sst", stdin="A fine film.\n\n  A dull film.  \n")
+    code, out, _ = command("predict", finished, "--task", "sst", stdin="\ufeffA fine film.\n  A\tdull film.  \r\n")
     rows = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and [row[3] for row in rows] == ["A fine film.", "A dull film."]
     expected = model.sentiment(["A fine film.", "A dull film."])
@@ -286,9 +289,65 @@ def test_predict_text_errors(command, finished):
     for arguments, stdin, message in (
         (["--task", "qqp"], "a\tb\nonly one\n", "line 2: got 1 tab-separated sentences, expected two"),
         (["--task", "sts"], "a\t\n", "line 1: got 1 tab-separated"),
+        (["--task", "sst"], "a\n \nb\n", "line 2: blank, expected a sentence"),
+        (["--task", "sst"], b"a\n\xff\n", "line 2: not UTF-8 (invalid start byte at byte 1 of it)"),
+        (["--task", "sst", "--text", "a", " "], "", "--text: sentence 2 is empty"),
         (["--task", "sts", "--text", "a", "b", "c"], "", "--text has 3 sentences, expected pairs"),
         (["--text", "a"], "", "--text needs --task"),
         (["--task", "sst", "--output", "x"], "", "are for prediction files"),
     ):
         code, _, err = command("predict", finished, *arguments, stdin=stdin)
         assert code == 2 and message in error_line(err)
+
+
+def test_predict_answers_the_lines_before_a_bad_one(command, finished):
+    code, out, err = command("predict", finished, "--task", "sst", stdin="one\ntwo\n\nthree\n")
+    assert code == 2 and [line.split("\t")[3] for line in out.splitlines()] == ["one", "two"]
+    assert "line 3: blank" in error_line(err)
+
+
+def test_predict_says_what_it_cuts(command, finished):
+    code, out, err = command("predict", finished, "--task", "sst", stdin="short\n" + "the " * 80 + "\n")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert err == "line 2: 82 word pieces, cut to the model's 64\n"
+
+
+@pytest.fixture
+def flawed(data_folder, tmp_path) -> Path:
+    """The data with a malformed row in quora-dev.csv and an overlong one in ids-sst-dev.csv."""
+    folder = tmp_path / "flawed"
+    folder.mkdir()
+    for file in data_folder.iterdir():
+        (folder / file.name).write_text(file.read_text())
+    with open(folder / "quora-dev.csv", "a") as file:
+        file.write("24\tbroken\tonly one sentence\n")
+    with open(folder / "ids-sst-dev.csv", "a") as file:
+        file.write(f"24\tlong\t{'the ' * 80}\t2\n")
+    return folder
+
+
+def test_evaluate_reports_what_it_left_out(command, finished, flawed):
+    code, out, err = command("evaluate", finished, "--data", flawed, "--json")
+    assert code == 0 and "skipped 1 malformed row:" in err and "quora-dev.csv, line 26: 3 columns" in err
+    assert "truncated 1: " in err and "ids-sst-dev.csv, line 26 (82 word pieces)" in err
+    result = json.loads(out)
+    assert result["skipped"] == {"sst": 0, "qqp": 1, "sts": 0}
+    assert result["truncated"] == {"sst": 1, "qqp": 0, "sts": 0}
+    code, _, err = command("evaluate", finished, "--data", flawed, "--strict-data")
+    assert code == 2 and "quora-dev.csv, line 26" in error_line(err)
+    lines = (flawed / "quora-dev.csv").read_text().splitlines(keepends=True)
+    (flawed / "quora-dev.csv").write_text("".join(lines[:-1]))
+    code, _, err = command("evaluate", finished, "--data", flawed, "--strict-data")
+    assert code == 2 and "ids-sst-dev.csv, line 26 (82 word pieces)" in error_line(err)
+
+
+def test_predict_on_other_data_has_its_own_folder(command, finished, flawed):
+    before = {path: path.read_bytes() for path in (finished / "predictions").iterdir()}
+    code, _, err = command("predict", finished, "--data", flawed, "--overwrite")
+    target = finished / "predictions-flawed"
+    assert code == 0 and "quora-dev.csv, line 26" in err
+    assert f"para-dev-output.csv lacks 1 of the 25 rows of {flawed / 'quora-dev.csv'}" in err
+    assert len((target / "para-dev-output.csv").read_text().splitlines()) == 1 + 24
+    assert before == {path: path.read_bytes() for path in (finished / "predictions").iterdir()}
+    code, _, err = command("predict", finished, "--data", flawed, "--output", target.with_name("x"), "--strict-data")
+    assert code == 2 and "quora-dev.csv, line 26" in error_line(err) and not target.with_name("x").exists()

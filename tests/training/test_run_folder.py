@@ -6,8 +6,10 @@ import math
 import pytest
 
 from smartcs.model.files import CheckpointError
+from smartcs.training.commandline import UsageError
 from smartcs.training.recipes import TrainConfig
 from smartcs.training.run_folder import LossLog, choose_folder, read_config, start_folder, write_metrics
+from smartcs.training.setup import load_data
 from smartcs.training.trainer import Step
 
 
@@ -85,3 +87,18 @@ def test_losses_are_on_disk_after_every_cycle_and_exact(tmp_path):
     lines = (tmp_path / "losses.csv").read_text().splitlines()
     assert lines[0] == "step,epoch,task,loss,tokens" and len(lines) == 8
     assert lines[7].startswith("7,1,sst,0.10000095") and lines[7].endswith(",11")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_a_good_one_not_left(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot be written \(File name too long\)"):
+        choose_folder(str(tmp_path / "a" / ("x" * 300)), False)
+    choose_folder(str(tmp_path / "b/c"), False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_home_is_expanded(tmp_path, monkeypatch, data_folder):
+    monkeypatch.setenv("HOME", str(data_folder.parent))
+    data = f"~/{data_folder.name}"
+    assert load_data(data).source == str(data_folder)
+    start_folder(tmp_path, TrainConfig(data=data))
+    assert read_config(tmp_path).data == str(data_folder)
