@@ -41,11 +41,16 @@ const std::optional<c10::OperatorHandle>& onednn() {
   return op;
 }
 
+// Few rows are a matter of reading the weights once, which the BLAS does as fast and, adding in more lanes, more
+// exactly.
+bool use_onednn(const at::Tensor& x) {
+  constexpr int64_t kFewRows = 32;
+  return x.scalar_type() == at::kFloat && x.size(0) >= kFewRows && onednn().has_value();
+}
+
 // a b^T for a (m, k) and b (n, k), either of them possibly a transposed view.
-at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  if (a.scalar_type() != at::kFloat || a.numel() == 0 || b.numel() == 0 || !onednn().has_value()) {
-    return at::mm(a, b.t());
-  }
+at::Tensor product(bool with_onednn, const at::Tensor& a, const at::Tensor& b) {
+  if (!with_onednn || a.numel() == 0 || b.numel() == 0) return at::mm(a, b.t());
   torch::jit::Stack stack;
   stack.emplace_back(a);
   stack.emplace_back(b);
@@ -66,7 +71,7 @@ int64_t rounded_rows(int64_t rows) {
 
 at::Tensor with_rounded_rows(const at::Tensor& x) {
   const int64_t rows = x.size(0), rounded = rounded_rows(rows);
-  if (rounded == rows || x.scalar_type() != at::kFloat || !onednn().has_value()) return x;
+  if (rounded == rows || !use_onednn(x)) return x;
   at::Tensor y = empty({rounded, x.size(1)}, x.scalar_type());
   y.narrow(0, 0, rows).copy_(x);
   y.narrow(0, rows, rounded - rows).zero_();
@@ -85,8 +90,8 @@ void check(const at::Tensor& x, const at::Tensor& weight) {
 at::Tensor linear_fwd(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   check(x, weight);
   if (bias.has_value()) check_like(*bias, x.scalar_type(), {weight.size(0)}, kOp, "bias");
-  if (!onednn().has_value()) return at::linear(x, weight, bias);
-  at::Tensor y = product(with_rounded_rows(x), weight).narrow(0, 0, x.size(0));
+  if (!use_onednn(x)) return at::linear(x, weight, bias);
+  at::Tensor y = product(true, with_rounded_rows(x), weight).narrow(0, 0, x.size(0));
   return bias.has_value() ? y.add_(*bias) : y;
 }
 
@@ -95,10 +100,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bwd(const at::Tensor& grad
                                                           bool need_bias) {
   check(x, weight);
   check_like(grad_y, x.scalar_type(), {x.size(0), weight.size(0)}, kOp, "grad_y");
+  const bool fast = use_onednn(x);
   const at::Tensor grad = need_x || need_weight ? with_rounded_rows(grad_y) : grad_y;
   const auto none = [&] { return empty({0}, x.scalar_type()); };  // one each: results must not alias
-  return {need_x ? product(grad, weight.t()).narrow(0, 0, x.size(0)) : none(),
-          need_weight ? product(grad.t(), with_rounded_rows(x).t()) : none(), need_bias ? grad_y.sum(0) : none()};
+  return {need_x ? product(fast, grad, weight.t()).narrow(0, 0, x.size(0)) : none(),
+          need_weight ? product(fast, grad.t(), with_rounded_rows(x).t()) : none(), need_bias ? grad_y.sum(0) : none()};
 }
 
 }  // namespace

@@ -22,13 +22,15 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block the first SIGINT or SIGTERM sets the request; a second one acts as it did before.
 
-    Outside the main thread, where Python cannot handle signals, nothing is changed and nothing requested.
+    A signal that is ignored stays ignored (a background job's SIGINT). Outside the main thread, where Python cannot
+    handle signals, nothing is changed and nothing requested.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in previous.items():

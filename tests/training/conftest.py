@@ -1,5 +1,8 @@
-"""A model and a data folder small enough to train in a second."""
+"""A model and a data folder small enough to train in a second, and a way to run commands."""
 
+import importlib
+import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+import smartcs
 from smartcs import BertConfig, BertModel
 from smartcs.data.examples import DataFolder, Examples
 from smartcs.data.formats import save_folder
 from smartcs.data.sample import sample_folder, sample_tokenizer
+from smartcs.training.commandline import run_command
 from smartcs.training.recipes import TrainConfig
 from smartcs.training.run import RunResult, train
 
@@ -19,6 +24,27 @@ SIZES = {"train": 48, "dev": 24, "test": 16}
 
 def first(examples: Examples, count: int) -> Examples:
     return replace(examples, ids=examples.ids[:count], texts=examples.texts[:count], labels=examples.labels[:count])
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m smartcs.NAME ARGS` in this process: exit code, stdout, stderr."""
+
+    def run(name, *arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        monkeypatch.setenv("COLUMNS", "100")
+        backend = smartcs.get_backend()
+        try:
+            with pytest.raises(SystemExit) as exit_info:
+                run_command(importlib.import_module(f"smartcs.{name}").main)
+        finally:
+            smartcs.set_backend(backend)
+        captured = capsys.readouterr()
+        return exit_info.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The commands: flags, exit codes, one line per error, what they print."""
 
-import importlib
-import io
 import json
 import os
 import re
@@ -16,31 +14,9 @@ import pytest
 
 import smartcs
 from smartcs.train import parse
-from smartcs.training.commandline import run_command
 from smartcs.training.recipes import TrainConfig
 
 CONTRACT = ["fused", "recipe", "data", "model", "output", "precision", "epochs", "cycles", "seed"]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `python -m smartcs.NAME ARGS` in this process: exit code, stdout, stderr."""
-
-    def run(name, *arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        monkeypatch.setenv("COLUMNS", "100")
-        backend = smartcs.get_backend()
-        try:
-            with pytest.raises(SystemExit) as exit_info:
-                run_command(importlib.import_module(f"smartcs.{name}").main)
-        finally:
-            smartcs.set_backend(backend)
-        captured = capsys.readouterr()
-        return exit_info.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,16 @@ def test_first_signal_is_a_request_and_the_second_acts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_handlers_come_back_after_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RuntimeError, match="inside"), stop_on_signals():
