@@ -1,4 +1,4 @@
-"""Which examples come next: endless shuffled index streams, and the round robin over tasks.
+"""Which examples come next: endless shuffled index streams, and the three orders in which tasks take turns.
 
 Everything follows from the seed, and the position is a few integers, so a run can be resumed exactly.
 """
@@ -113,12 +113,14 @@ class RoundRobinSampler:
         seed: int,
         cycles: int | None = None,
     ) -> None:
+        kind = type(self).__name__
         if not sizes:
-            raise ValueError("RoundRobinSampler: sizes names no task, expected at least one")
-        _check_keys("RoundRobinSampler: batch_sizes", batch_sizes, set(sizes))
+            raise ValueError(f"{kind}: sizes names no task, expected at least one")
+        _check_keys(f"{kind}: batch_sizes", batch_sizes, set(sizes))
         if cycles is not None and cycles < 1:
-            raise ValueError(f"RoundRobinSampler: cycles is {cycles}, expected at least 1")
+            raise ValueError(f"{kind}: cycles is {cycles}, expected at least 1")
         self._streams = [IndexStream(name, sizes[name], batch_sizes[name], seed) for name in sizes]
+        self._seed = seed
         self.cycles = cycles or min(stream.batches_per_pass for stream in self._streams)
         self.epoch = 0
         self._step = 0
@@ -128,6 +130,11 @@ class RoundRobinSampler:
         """Batches per epoch, all tasks together."""
         return self.cycles * len(self._streams)
 
+    @property
+    def solo_steps(self) -> int:
+        """Batches of the largest set alone that an epoch begins with: none."""
+        return 0
+
     def batches(self) -> Iterator[tuple[str, np.ndarray]]:
         """(task, [batch size] int64 indices) until the epoch ends; after `load_state_dict` its remainder.
 
@@ -135,11 +142,15 @@ class RoundRobinSampler:
         when this iterator is exhausted.
         """
         while self._step < self.steps_per_epoch:
-            stream = self._streams[self._step % len(self._streams)]
+            stream = self._streams[self._next_task(self._step)]
             self._step += 1
             yield stream.name, stream.next_batch()
         self._step = 0
         self.epoch += 1
+
+    def _next_task(self, step: int) -> int:
+        """Which task has the batch number `step` (from 0) of this epoch; follows from the arguments alone."""
+        return step % len(self._streams)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler stands, JSON-able."""
@@ -156,16 +167,105 @@ class RoundRobinSampler:
         Raises:
             ValueError: the state has other tasks, sizes, batch sizes or another seed, or is incomplete.
         """
-        _check_keys("RoundRobinSampler: saved state", state, {"epoch", "step", "cycles", "streams"})
+        kind = type(self).__name__
+        _check_keys(f"{kind}: saved state", state, {"epoch", "step", "cycles", "streams"})
         names = [stream.name for stream in self._streams]
         if list(state["streams"]) != names:
             raise ValueError(
-                f"RoundRobinSampler: the saved state has the tasks {', '.join(state['streams'])}, "
-                f"expected {', '.join(names)}"
+                f"{kind}: the saved state has the tasks {', '.join(state['streams'])}, expected {', '.join(names)}"
             )
         for stream in self._streams:
             stream.load_state_dict(state["streams"][stream.name])
         self.epoch, self._step, self.cycles = state["epoch"], state["step"], state["cycles"]
+
+
+class AnnealedDeterministicSampler(RoundRobinSampler):
+    """The paper's "Stickland" baseline: the largest set alone for some steps, then round robin.
+
+    "We deterministically cycle through the largest dataset (Quora) for a given number of training steps before
+    incorporating the other two" (SMARTCS paper, section 5.2). The paper does not give the number. Its epochs take
+    twice as long as the baseline's (figure 8), which is about what as many lone QQP batches as cycles give, in each
+    epoch: the default.
+
+    Args:
+        sizes, batch_sizes, seed, cycles: as for `RoundRobinSampler`.
+        solo_steps: batches of the largest set at the beginning of every epoch; as many as cycles when left out.
+
+    Raises:
+        ValueError: as `RoundRobinSampler`; also where `solo_steps` is negative.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        cycles: int | None = None,
+        solo_steps: int | None = None,
+    ) -> None:
+        super().__init__(sizes, batch_sizes, seed=seed, cycles=cycles)
+        if solo_steps is not None and solo_steps < 0:
+            raise ValueError(f"AnnealedDeterministicSampler: solo_steps is {solo_steps}, expected at least 0")
+        self._solo_steps = solo_steps
+        self._largest = max(range(len(self._streams)), key=lambda i: self._streams[i].size)
+
+    @property
+    def solo_steps(self) -> int:
+        """Batches of the largest set alone that an epoch begins with."""
+        return self.cycles if self._solo_steps is None else self._solo_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch, all tasks together."""
+        return self.solo_steps + super().steps_per_epoch
+
+    def _next_task(self, step: int) -> int:
+        return self._largest if step < self.solo_steps else super()._next_task(step - self.solo_steps)
+
+
+class AnnealedSampler(RoundRobinSampler):
+    """Annealed sampling: in epoch e of E every batch is of task i with probability proportional to N_i ** a.
+
+    a = 1 - 0.8 (e - 1) / (E - 1), so that sampling begins in proportion to the sets' sizes N and ends nearly evenly.
+    An epoch has as many batches as one of round robin. Source: Stickland & Murray 2019, section 4.1.
+
+    Args:
+        sizes, batch_sizes, seed, cycles: as for `RoundRobinSampler`.
+        epochs: E. From epoch E on, a stays at its last value; with E = 1 it is 1.
+
+    Raises:
+        ValueError: as `RoundRobinSampler`; also where `epochs` is below 1.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        cycles: int | None = None,
+        epochs: int,
+    ) -> None:
+        super().__init__(sizes, batch_sizes, seed=seed, cycles=cycles)
+        if epochs < 1:
+            raise ValueError(f"AnnealedSampler: epochs is {epochs}, expected at least 1")
+        self.epochs = epochs
+        self._drawn: tuple[int, np.ndarray] = (-1, np.zeros(0))
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """[number of tasks] float64: how likely each task is in the current epoch."""
+        progress = min(self.epoch, self.epochs - 1) / max(self.epochs - 1, 1)
+        weights = np.array([stream.size for stream in self._streams], dtype=np.float64) ** (1 - 0.8 * progress)
+        return weights / weights.sum()
+
+    def _next_task(self, step: int) -> int:
+        if self._drawn[0] != self.epoch or step >= len(self._drawn[1]):
+            generator = np.random.default_rng([self._seed, zlib.crc32(b"annealed"), self.epoch])
+            tasks = generator.choice(len(self._streams), size=self.steps_per_epoch, p=self.probabilities)
+            self._drawn = (self.epoch, tasks)
+        return int(self._drawn[1][step])
 
 
 def _check_keys(what: str, found: Mapping[str, Any], expected: set[str]) -> None:
