@@ -28,6 +28,8 @@ def test_op(benchmark, name, mode, candidate):
     if candidate == "fused" and not available:
         pytest.skip(f"needs the compiled extension: {reason}")
     workload = verified(name)
+    if mode not in workload.modes:
+        pytest.skip(f"{name} has no backward pass")
     benchmark.group = f"{name} {mode}"
     benchmark.extra_info |= {
         "bytes_moved": workload.bytes(mode),

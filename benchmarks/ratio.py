@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from workloads import CANDIDATES, MODES, Workload, workloads
+from workloads import CANDIDATES, Workload, workloads
 
 from smartcs._extension import extension_status
 
@@ -77,7 +77,7 @@ def main() -> None:
             continue
         workload = make()
         workload.verify()
-        for mode in MODES:
+        for mode in workload.modes:
             times = measure(workload, mode, options.rounds)
             fused = statistics.median(times["fused"])
             line = f"{name:34} {mode:9} {fused * 1e3:9.3f} {workload.bytes(mode) / fused / 1e9:6.1f}"

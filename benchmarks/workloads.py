@@ -20,7 +20,16 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from op_harness import Problem, Values, check_budget, check_results, integers, normal, offsets  # noqa: E402
 
-from smartcs.ops import add_layer_norm, attention, bias_gelu, embedding, linear, symmetric_kl  # noqa: E402
+from smartcs.ops import (  # noqa: E402
+    add_layer_norm,
+    attention,
+    bias_gelu,
+    embedding,
+    linear,
+    perturb,
+    perturb_noise,
+    symmetric_kl,
+)
 from smartcs.ops.backend import backend  # noqa: E402
 
 TOKENS = (150, 300, 1220)  # packed tokens of 8 SST sentences, of 8 pairs, and of 32 pairs
@@ -38,7 +47,7 @@ class Workload:
     """One op at one shape.
 
     Args:
-        problem: Tensors and the op itself, without dropout.
+        problem: Tensors and the op itself, without dropout; "grad_y" among them if there is a backward pass.
         dropout: The op's dropout settings in training.
         builtin: The same with torch's functions, from the same tensors (or those of ``arrange``) and dropout_p.
         forward_bytes, backward_bytes: Float32 traffic no implementation can avoid: each operand read or written once.
@@ -56,6 +65,11 @@ class Workload:
     restore: Callable[[Values], Values] = dict
     smaller: "Callable[[], Workload] | None" = None
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes there are: an op without gradients has no training mode of its own."""
+        return MODES if "grad_y" in self.problem.tensors else MODES[:1]
+
     def bytes(self, mode: str) -> int:
         return self.forward_bytes + (self.backward_bytes if mode == "training" else 0)
 
@@ -72,9 +86,9 @@ class Workload:
             self.smaller().verify()
             return
         p = self.problem
-        for mode in MODES:
+        for mode in self.modes:
             check_budget(Problem(p.op, p.tensors, p.kinds, self.settings(mode)), torch.float32)
-        step, leaves, y = self._builtin("forward", torch.float64, grad=True)
+        step, leaves, y = self._builtin("forward", torch.float64, grad="training" in self.modes)
         step()
         results = self.restore({"y": y[0].detach()} | {name: leaf.grad for name, leaf in leaves.items()})
         check_results(p, torch.float64, results)
@@ -84,7 +98,7 @@ class Workload:
         if candidate == "torch":
             return self._builtin(mode, torch.float32, grad=mode == "training")[0]
         values, settings = self.problem.rounded(torch.float32), self.settings(mode)
-        grad_y = values.pop("grad_y")
+        grad_y = values.pop("grad_y", None)
         grad = mode == "training"
         leaves = {name: values[name].requires_grad_(grad) for name in self.problem.kinds if name != "y"}
 
@@ -97,7 +111,7 @@ class Workload:
 
     def _builtin(self, mode: str, dtype: torch.dtype, grad: bool) -> tuple[Step, Values, list[Tensor]]:
         values = {name: t.clone() for name, t in self.arrange(self.problem.rounded(dtype)).items()}
-        grad_y = values.pop("grad_y")
+        grad_y = values.pop("grad_y", None)
         leaves = {name: t.requires_grad_(grad) for name, t in values.items() if name in self.problem.kinds}
         settings = {"dropout_p": 0.1 if mode == "training" else 0.0} if self.dropout else {}
         result: list[Tensor] = []
@@ -110,8 +124,8 @@ class Workload:
         return run, leaves, result
 
 
-def _backward(y: Tensor, leaves: Values, grad_y: Tensor, grad: bool) -> None:
-    if grad:
+def _backward(y: Tensor, leaves: Values, grad_y: Tensor | None, grad: bool) -> None:
+    if grad and grad_y is not None:
         for leaf in leaves.values():
             leaf.grad = None
         y.backward(grad_y.reshape(y.shape))
@@ -255,6 +269,24 @@ def linear_workload(tokens: int, width: int) -> Workload:
     )
 
 
+def perturb_workload(tokens: int, width: int) -> Workload:
+    """One step of the published rule at its published settings, with the statistics the op returns."""
+    noise = perturb_noise(torch.empty(tokens, width, dtype=torch.float64), std=1e-5, seed=1, stream=2)
+    tensors = {"v": noise, "g": 1e-7 * normal(tokens, width, seed=1)}
+
+    def builtin(v: Tensor, g: Tensor) -> Tensor:
+        w = v + 1e-3 * g
+        moved = w / (w.abs().amax(dim=-1, keepdim=True) + 1e-6)
+        cosine, size = F.cosine_similarity(moved, g, dim=-1), moved.abs().amax(dim=-1)
+        finite = (g.isfinite() & moved.isfinite()).all(dim=-1)
+        torch.stack([cosine, size, finite.to(size.dtype)], dim=-1)
+        return moved
+
+    row = tokens * width * FLOAT
+    problem = Problem(lambda **arguments: perturb(**arguments)[0], tensors, {"y": "forward"})
+    return Workload(problem, builtin, 3 * row, 0, dropout=False)
+
+
 def symmetric_kl_workload(rows: int) -> Workload:
     a = normal(rows, 5, seed=1)
     tensors = {"a": a, "b": a + 0.5 * normal(rows, 5, seed=2), "grad_y": torch.ones((), dtype=torch.float64)}
@@ -278,6 +310,7 @@ def workloads() -> dict[str, Callable[[], Workload]]:
         "bias_gelu": bias_gelu_workload,
         "embedding": embedding_workload,
         "linear": linear_workload,
+        "perturb": perturb_workload,
     }
     made = {
         f"{op}-T{tokens}-C{width}": partial(make, tokens, width)

@@ -30,21 +30,27 @@ TORCH_LIBRARY(smartcs, m) {
 
   m.def(
       "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, "
-      "Tensor token_type, Tensor position, Tensor weight, Tensor bias, float eps, float dropout_p, "
-      "SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
+      "Tensor token_type, Tensor position, Tensor weight, Tensor bias, Tensor? perturbation, float eps, "
+      "float dropout_p, SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, "
       "Tensor h, Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, "
       "SymInt positions, float dropout_p, SymInt seed, SymInt stream, bool need_word, "
-      "bool need_token_type, bool need_position, bool parameter_grads)"
-      " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias)");
+      "bool need_token_type, bool need_position, bool parameter_grads, bool need_perturbation)"
+      " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias, "
+      "Tensor grad_perturbation)");
 
   m.def("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def(
-      "linear_bwd(Tensor grad_y, Tensor x, Tensor weight, bool need_x, bool need_weight, bool need_bias)"
+      "linear_bwd(Tensor grad_y, Tensor? x, Tensor? weight, bool need_x, bool need_weight, bool need_bias)"
       " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   // The library behind linear on this CPU.
   m.def("linear_library() -> str");
+
+  m.def("perturb_noise(Tensor like, float std, SymInt seed, SymInt stream) -> Tensor noise");
+  m.def(
+      "perturb_step(Tensor v, Tensor g, Tensor? cu_seqlens, str update, str norm, float step_size, float radius, "
+      "float norm_eps) -> (Tensor moved, Tensor statistics)");
 
   m.def("symmetric_kl_fwd(Tensor a, Tensor b, bool bernoulli) -> Tensor loss");
   m.def(

@@ -31,7 +31,7 @@ class Problem:
     Args:
         op: As called by a user, on ``tensors`` and ``settings`` by name; its result is named "y".
         tensors: The op's tensor arguments in float64 (and integers), and "grad_y", the gradient to send back.
-        kinds: How "y" and the gradient of each differentiable tensor are judged.
+        kinds: How "y" and the gradient of each differentiable tensor are judged; "y" alone for an op without gradient.
         settings: The op's other arguments.
     """
 
@@ -67,7 +67,9 @@ def evaluate(problem: Problem, values: Values, name: Backend) -> Values:
         leaf.requires_grad_()
     with backend(name):
         y = problem.op(**(arguments | leaves), **problem.settings)
-        grads = torch.autograd.grad(y, list(leaves.values()), values["grad_y"].to(y.dtype).reshape(y.shape))
+        grads: tuple[Tensor, ...] = ()
+        if leaves:
+            grads = torch.autograd.grad(y, list(leaves.values()), values["grad_y"].to(y.dtype).reshape(y.shape))
     return {"y": y.detach(), **dict(zip(leaves, grads, strict=True))}
 
 

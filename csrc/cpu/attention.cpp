@@ -6,26 +6,17 @@
 namespace smartcs {
 namespace {
 
-// Lengths are data: they are checked here, where reading them is free, so that no kernel indexes outside qkv.
 AttentionShape checked_shape(const at::Tensor& qkv, const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale,
                              const Dropout& dropout) {
   check_cpu_contiguous(qkv, "attention", "qkv");
   TORCH_CHECK(qkv.dim() == 4 && qkv.size(1) == 3, "attention: qkv has shape ", qkv.sizes(), ", expected (T, 3, H, D)");
-  check_cpu_contiguous(cu_seqlens, "attention", "cu_seqlens");
-  TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.numel() >= 1 && cu_seqlens.scalar_type() == at::kInt,
-              "attention: cu_seqlens is ", cu_seqlens.scalar_type(), " of shape ", cu_seqlens.sizes(),
-              ", expected int32 of shape (B + 1,)");
-  const int32_t* cu = cu_seqlens.const_data_ptr<int32_t>();
+  const int32_t* cu = checked_cu_seqlens(cu_seqlens, qkv.size(0), "attention", "qkv");
   const int64_t batch = cu_seqlens.numel() - 1;
-  TORCH_CHECK_VALUE(cu[0] == 0, "attention: cu_seqlens starts at ", cu[0], ", expected 0");
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t length = static_cast<int64_t>(cu[b + 1]) - cu[b];
-    TORCH_CHECK_VALUE(length >= 0, "attention: cu_seqlens decreases at index ", b + 1);
+    const int64_t length = cu[b + 1] - cu[b];
     TORCH_CHECK_VALUE(length <= max_seqlen, "attention: sequence ", b, " has ", length,
                       " tokens, more than max_seqlen = ", max_seqlen);
   }
-  TORCH_CHECK_VALUE(cu[batch] == qkv.size(0), "attention: cu_seqlens ends at ", cu[batch], ", but qkv has ",
-                    qkv.size(0), " tokens");
   AttentionShape shape;
   shape.cu_seqlens = cu;
   shape.batch = batch;

@@ -35,6 +35,25 @@ inline void check_like(const at::Tensor& tensor, at::ScalarType dtype, at::IntAr
   TORCH_CHECK(tensor.sizes() == shape, op, ": ", name, " has shape ", tensor.sizes(), ", expected ", shape);
 }
 
+// Lengths are data: they are checked here, where reading them is free, so that no kernel indexes outside its rows.
+// Returns the B + 1 offsets of the sentences that the rows of a tensor called `like_name` belong to.
+inline const int32_t* checked_cu_seqlens(const at::Tensor& cu_seqlens, int64_t rows, const char* op,
+                                         const char* like_name) {
+  check_cpu_contiguous(cu_seqlens, op, "cu_seqlens");
+  TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.numel() >= 1 && cu_seqlens.scalar_type() == at::kInt, op,
+              ": cu_seqlens is ", cu_seqlens.scalar_type(), " of shape ", cu_seqlens.sizes(),
+              ", expected int32 of shape (B + 1,)");
+  const int32_t* cu = cu_seqlens.const_data_ptr<int32_t>();
+  const int64_t batch = cu_seqlens.numel() - 1;
+  TORCH_CHECK_VALUE(cu[0] == 0, op, ": cu_seqlens starts at ", cu[0], ", expected 0");
+  for (int64_t b = 0; b < batch; ++b) {
+    TORCH_CHECK_VALUE(cu[b + 1] >= cu[b], op, ": cu_seqlens decreases at index ", b + 1);
+  }
+  TORCH_CHECK_VALUE(cu[batch] == rows, op, ": cu_seqlens ends at ", cu[batch], ", but ", like_name, " has ", rows,
+                    " tokens");
+  return cu;
+}
+
 inline Storage storage_of(const at::Tensor& tensor, const char* op) {
   switch (tensor.scalar_type()) {
     case at::kFloat:

@@ -23,7 +23,8 @@ const int64_t* checked_ids(const at::Tensor& ids, int64_t tokens, int64_t rows, 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
     const at::Tensor& input_ids, const at::Tensor& token_type_ids, const at::Tensor& position_ids,
     const at::Tensor& word, const at::Tensor& token_type, const at::Tensor& position, const at::Tensor& weight,
-    const at::Tensor& bias, double eps, double dropout_p, int64_t seed, int64_t stream) {
+    const at::Tensor& bias, const std::optional<at::Tensor>& perturbation, double eps, double dropout_p, int64_t seed,
+    int64_t stream) {
   check_cpu_contiguous(word, kOp, "word");
   TORCH_CHECK(word.dim() == 2 && word.size(1) > 0, kOp, ": word has shape ", word.sizes(), ", expected (rows, C)");
   TORCH_CHECK(input_ids.dim() == 1 && token_type.dim() == 2 && position.dim() == 2, kOp,
@@ -35,6 +36,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   check_like(position, dtype, {position.size(0), columns}, kOp, "position");
   check_like(weight, dtype, {columns}, kOp, "weight");
   check_like(bias, dtype, {columns}, kOp, "bias");
+  if (perturbation.has_value()) check_like(*perturbation, dtype, {tokens, columns}, kOp, "perturbation");
   EmbeddingForward args;
   args.columns = columns;
   args.eps = eps;
@@ -47,6 +49,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   args.position = position.const_data_ptr();
   args.weight = weight.const_data_ptr();
   args.bias = bias.const_data_ptr();
+  args.perturbation = data_or_null(perturbation);
   at::Tensor y = empty({tokens, columns}, dtype), h = empty({tokens, columns}, dtype);
   at::Tensor mean = empty({tokens}, compute_type(word)), rstd = empty({tokens}, compute_type(word));
   args.y = y.data_ptr();
@@ -73,11 +76,12 @@ at::Tensor scattered(Storage storage, const at::Tensor& grad_h, const int64_t* i
   return table.to(grad_h.scalar_type());
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_bwd(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_bwd(
     const at::Tensor& grad_y, const at::Tensor& input_ids, const at::Tensor& token_type_ids,
     const at::Tensor& position_ids, const at::Tensor& h, const at::Tensor& mean, const at::Tensor& rstd,
     const at::Tensor& weight, int64_t words, int64_t token_types, int64_t positions, double dropout_p, int64_t seed,
-    int64_t stream, bool need_word, bool need_token_type, bool need_position, bool parameter_grads) {
+    int64_t stream, bool need_word, bool need_token_type, bool need_position, bool parameter_grads,
+    bool need_perturbation) {
   check_cpu_contiguous(h, kOp, "h");
   TORCH_CHECK(h.dim() == 2 && h.size(1) > 0, kOp, ": h has shape ", h.sizes(), ", expected (T, C) with C > 0");
   const Storage storage = storage_of(h, kOp);
@@ -117,7 +121,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding
   }
   return {scattered(storage, grad_h, input, words, need_word),
           scattered(storage, grad_h, type, token_types, need_token_type),
-          scattered(storage, grad_h, place, positions, need_position), sums[0], sums[1]};
+          scattered(storage, grad_h, place, positions, need_position),
+          sums[0],
+          sums[1],
+          need_perturbation ? grad_h : empty({0, columns}, dtype)};
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ struct EmbeddingForward {
   const int64_t *input_ids, *token_type_ids, *position_ids;  // (T)
   const void *word, *token_type, *position;                  // (rows, C)
   const void *weight, *bias;                                 // (C)
+  const void* perturbation;                                  // (T, C) or null
   void* y;                                                   // (T, C), written
   void* h;                                                   // (T, C), written: the sum, before LayerNorm
   void *mean, *rstd;                                         // (T), written

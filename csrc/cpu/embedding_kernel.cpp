@@ -18,12 +18,16 @@ void forward(const EmbeddingForward& args, void* keep_buffer, int64_t begin, int
     const S* word = static_cast<const S*>(args.word) + args.input_ids[row] * C;
     const S* token_type = static_cast<const S*>(args.token_type) + args.token_type_ids[row] * C;
     const S* position = static_cast<const S*>(args.position) + args.position_ids[row] * C;
+    const S* perturbation = static_cast<const S*>(args.perturbation);
+    if (perturbation != nullptr) perturbation += row * C;
     S* h = static_cast<S*>(args.h) + row * C;
     S* y = static_cast<S*>(args.y) + row * C;
     if (args.dropout.active()) fill_keep(args.dropout, row, C, keep);
     Vec<A> total{};
     sweep<A>(C, [&](int64_t j, auto n) {
-      store(h + j, load(word + j, n) + load(token_type + j, n) + load(position + j, n), n);
+      Vec<A> sum = load(word + j, n) + load(token_type + j, n) + load(position + j, n);
+      if (perturbation != nullptr) sum += load(perturbation + j, n);
+      store(h + j, sum, n);
       total += load(h + j, n);
     });
     const RowStatistics<A> s = row_statistics(h, C, sum_lanes<A>(total), static_cast<A>(args.eps));

@@ -78,10 +78,19 @@ at::Tensor with_rounded_rows(const at::Tensor& x) {
   return y;
 }
 
+void check_dtype(const at::Tensor& tensor, const char* name) {
+  check_cpu_contiguous(tensor, kOp, name);
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, kOp, ": ", name, " has dtype ",
+              tensor.scalar_type(), ", expected float32 or float64");
+}
+
+void check_matrix(const at::Tensor& tensor, const char* name) {
+  check_dtype(tensor, name);
+  TORCH_CHECK(tensor.dim() == 2, kOp, ": ", name, " has shape ", tensor.sizes(), ", expected two dimensions");
+}
+
 void check(const at::Tensor& x, const at::Tensor& weight) {
-  check_cpu_contiguous(x, kOp, "x");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, kOp, ": x has dtype ", x.scalar_type(),
-              ", expected float32 or float64");
+  check_dtype(x, "x");
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, kOp, ": x has shape ", x.sizes(), " and weight ", weight.sizes(),
               ", expected (N, C_in) and (C_out, C_in)");
   check_like(weight, x.scalar_type(), {weight.size(0), x.size(1)}, kOp, "weight");
@@ -95,16 +104,29 @@ at::Tensor linear_fwd(const at::Tensor& x, const at::Tensor& weight, const std::
   return bias.has_value() ? y.add_(*bias) : y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bwd(const at::Tensor& grad_y, const at::Tensor& x,
-                                                          const at::Tensor& weight, bool need_x, bool need_weight,
-                                                          bool need_bias) {
-  check(x, weight);
-  check_like(grad_y, x.scalar_type(), {x.size(0), weight.size(0)}, kOp, "grad_y");
-  const bool fast = use_onednn(x);
+// Of x and weight, only what a wanted gradient needs has to be there: dx needs the weight, dW needs x.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bwd(const at::Tensor& grad_y, const std::optional<at::Tensor>& x,
+                                                          const std::optional<at::Tensor>& weight, bool need_x,
+                                                          bool need_weight, bool need_bias) {
+  TORCH_CHECK(x.has_value() || !need_weight, kOp, ": x is None, expected a tensor for the gradient of weight");
+  TORCH_CHECK(weight.has_value() || !need_x, kOp, ": weight is None, expected a tensor for the gradient of x");
+  if (x.has_value() && weight.has_value()) {
+    check(*x, *weight);
+  } else if (x.has_value()) {
+    check_matrix(*x, "x");
+  } else if (weight.has_value()) {
+    check_matrix(*weight, "weight");
+  }
+  check_matrix(grad_y, "grad_y");
+  const at::ScalarType dtype = x.has_value() ? x->scalar_type() : weight.value_or(grad_y).scalar_type();
+  const int64_t rows = x.value_or(grad_y).size(0), outputs = weight.has_value() ? weight->size(0) : grad_y.size(1);
+  check_like(grad_y, dtype, {rows, outputs}, kOp, "grad_y");
+  const bool fast = use_onednn(grad_y);
   const at::Tensor grad = need_x || need_weight ? with_rounded_rows(grad_y) : grad_y;
-  const auto none = [&] { return empty({0}, x.scalar_type()); };  // one each: results must not alias
-  return {need_x ? product(fast, grad, weight.t()).narrow(0, 0, x.size(0)) : none(),
-          need_weight ? product(fast, grad.t(), with_rounded_rows(x).t()) : none(), need_bias ? grad_y.sum(0) : none()};
+  const auto none = [&] { return empty({0}, dtype); };  // one each: results must not alias
+  return {need_x ? product(fast, grad, weight->t()).narrow(0, 0, rows) : none(),
+          need_weight ? product(fast, grad.t(), with_rounded_rows(*x).t()) : none(),
+          need_bias ? grad_y.sum(0) : none()};
 }
 
 }  // namespace

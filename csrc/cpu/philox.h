@@ -61,33 +61,42 @@ SMARTCS_INLINE void philox(Vec<uint32_t> (&c)[4], uint64_t seed) {
   }
 }
 
-// keep[j] for columns [0, columns) of one row: keep_scale where kept, 0 where dropped. `keep` has room for
-// `columns` rounded up to 64.
-template <class A>
-SMARTCS_INLINE void fill_keep(const Dropout& dropout, int64_t row, int64_t columns, A* keep) {
+// Calls use(first, words) for groups of columns of one row: lane i of words[w] belongs to column first + 16 w + i.
+// Columns come in blocks of 64, so the last block may reach beyond `columns`.
+template <class F>
+SMARTCS_INLINE void philox_row(uint64_t seed, uint64_t stream, int64_t row, int64_t columns, F&& use) {
   constexpr int kWidth = kLanes<uint32_t>;
   Vec<uint32_t> lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = static_cast<uint32_t>(i);
-  const A scale = static_cast<A>(dropout.keep_scale);
   for (int64_t block = 0; block * 64 < columns; ++block) {
     for (int first = 0; first < 16; first += kWidth) {
       Vec<uint32_t> c[4];
       c[0] = lane + static_cast<uint32_t>(block * 16 + first);
       c[1] = splat(static_cast<uint32_t>(row));
-      c[2] = splat(static_cast<uint32_t>(dropout.stream));
-      c[3] = splat(static_cast<uint32_t>(dropout.stream >> 32));
-      philox(c, dropout.seed);
-      SMARTCS_UNROLL
-      for (int word = 0; word < 4; ++word) {
-        A* out = keep + block * 64 + word * 16 + first;
-        if constexpr (sizeof(A) == 4) {
-          store(out, c[word] >= dropout.threshold ? splat(scale) : Vec<A>{}, Full{});
-        } else {
-          for (int i = 0; i < kWidth; ++i) out[i] = c[word][i] >= dropout.threshold ? scale : A(0);
-        }
-      }
+      c[2] = splat(static_cast<uint32_t>(stream));
+      c[3] = splat(static_cast<uint32_t>(stream >> 32));
+      philox(c, seed);
+      use(block * 64 + first, c);
     }
   }
+}
+
+// keep[j] for columns [0, columns) of one row: keep_scale where kept, 0 where dropped. `keep` has room for
+// `columns` rounded up to 64.
+template <class A>
+SMARTCS_INLINE void fill_keep(const Dropout& dropout, int64_t row, int64_t columns, A* keep) {
+  const A scale = static_cast<A>(dropout.keep_scale);
+  philox_row(dropout.seed, dropout.stream, row, columns, [&](int64_t first, const Vec<uint32_t>(&words)[4]) {
+    SMARTCS_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      A* out = keep + first + word * 16;
+      if constexpr (sizeof(A) == 4) {
+        store(out, words[word] >= dropout.threshold ? splat(scale) : Vec<A>{}, Full{});
+      } else {
+        for (int i = 0; i < kLanes<uint32_t>; ++i) out[i] = words[word][i] >= dropout.threshold ? scale : A(0);
+      }
+    }
+  });
 }
 
 }  // namespace smartcs::SMARTCS_ISA

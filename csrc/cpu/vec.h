@@ -151,6 +151,29 @@ SMARTCS_INLINE A max_lanes(const Vec<A>& v) {
   return best;
 }
 
+template <class A>
+SMARTCS_INLINE Vec<A> abs(Vec<A> x) {
+  return x < Vec<A>{} ? -x : x;
+}
+
+template <class A>
+SMARTCS_INLINE Vec<A> max(Vec<A> x, Vec<A> y) {
+  return x > y ? x : y;
+}
+
+SMARTCS_INLINE Vec<float> sqrt(Vec<float> x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_sqrt_ps(0xFFFF, (__m512)x);  // zero-masked: see multiply_wide in philox.h
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = ::sqrtf(x[i]);
+  return x;
+#endif
+}
+
 SMARTCS_INLINE Vec<double> exp(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
   return x;
@@ -183,6 +206,48 @@ SMARTCS_INLINE Vec<float> exp(Vec<float> x) {
   y = x < -87.3365448f ? Vec<float>{} : y;
   y = x > 88.7228394f ? splat(INFINITY) : y;
   return x != x ? x : y;
+}
+
+// log(x) of positive normal numbers: x = 2^e m with sqrt(1/2) <= m < sqrt 2, and log m = 2 artanh(s) for
+// s = (m - 1) / (m + 1), |s| < 0.172, by its Taylor series: relatively exact near 1 too, as m - 1 is exact there.
+SMARTCS_INLINE Vec<float> log(Vec<float> x) {
+  Vec<int32_t> bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const Vec<int32_t> exponent = (bits - 0x3F3504F3) >> 23;  // the bits of sqrt(1/2)
+  bits = bits - (exponent << 23);
+  Vec<float> m;
+  std::memcpy(&m, &bits, sizeof m);
+  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);
+  const Vec<float> s = (m - 1.0f) / (m + 1.0f), z = s * s;
+  Vec<float> y = z * (2.0f / 9) + 2.0f / 7;
+  y = y * z + 2.0f / 5;
+  y = y * z + 2.0f / 3;
+  y = (y * z) * s + 2.0f * s;
+  return e * 0.693145752f + (y + e * 1.42860677e-6f);
+}
+
+// sin and cos of 2 pi x for 0 <= x < 1. Quarter turns are split off exactly; what is left, at most pi / 4, goes through
+// the Taylor series.
+SMARTCS_INLINE void sin_cos_turns(Vec<float> x, Vec<float>& sine, Vec<float>& cosine) {
+  constexpr float kRound = 12582912.0f;  // as in exp
+  const Vec<float> quarters = x * 4.0f, shifted = quarters + kRound;
+  const Vec<float> a = (quarters - (shifted - kRound)) * 1.57079633f, z = a * a;
+  Vec<float> s = z * (1.0f / 362880) - 1.0f / 5040;
+  s = s * z + 1.0f / 120;
+  s = s * z - 1.0f / 6;
+  s = (s * z) * a + a;
+  Vec<float> c = z * (-1.0f / 3628800) + 1.0f / 40320;
+  c = c * z - 1.0f / 720;
+  c = c * z + 1.0f / 24;
+  c = c * z - 0.5f;
+  c = c * z + 1.0f;
+  Vec<int32_t> turn;
+  std::memcpy(&turn, &shifted, sizeof turn);
+  const Vec<int32_t> odd = (turn & 1) != 0;
+  sine = odd ? c : s;
+  cosine = odd ? s : c;
+  sine = (turn & 2) != 0 ? -sine : sine;
+  cosine = ((turn + 1) & 2) != 0 ? -cosine : cosine;
 }
 
 }  // namespace smartcs::SMARTCS_ISA

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import random
-from .autograd import once_differentiable
+from .autograd import once_differentiable, parameter
 from .backend import use_fused
 from .checks import check_dropout, check_float, check_like, check_number
 
@@ -70,6 +70,7 @@ def add_layer_norm(
     # Reshaping two dimensions would make a view, and autograd could give two leaves one tensor as their gradient.
     rows = (x, residual) if x.dim() == 2 else (x.reshape(-1, columns), residual.reshape(-1, columns))
     implementation = _AddLayerNorm.apply if use_fused("add_layer_norm", x) else add_layer_norm_reference
+    weight, bias, input_bias = parameter(weight), parameter(bias), parameter(input_bias)
     y = implementation(*rows, weight, bias, input_bias, eps, dropout_p, seed, stream)
     return y.reshape(x.shape)
 

@@ -14,6 +14,7 @@ is that of ``smartcs.ops.random``: row = token * H + head, column = the key's po
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import random
 from .autograd import once_differentiable
 from .backend import use_fused
-from .checks import check_device, check_dropout, check_float, check_int, check_number, check_tensor
+from .checks import check_bounds, check_cu_seqlens, check_dropout, check_float, check_int, check_number
 
 
 def attention(
@@ -57,12 +58,7 @@ def attention(
     check_float("attention", "qkv", qkv)
     if qkv.dim() != 4 or qkv.shape[1] != 3 or qkv.shape[2] == 0 or qkv.shape[3] == 0:
         raise ValueError(f"attention: qkv has shape {tuple(qkv.shape)}, expected (T, 3, H, D) with H, D > 0")
-    check_tensor("attention", "cu_seqlens", cu_seqlens)
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"attention: cu_seqlens has dtype {cu_seqlens.dtype}, expected torch.int32")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"attention: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (B + 1,)")
-    check_device("attention", "cu_seqlens", cu_seqlens, qkv, "qkv")
+    check_cu_seqlens("attention", cu_seqlens, qkv, "qkv")
     check_int("attention", "max_seqlen", max_seqlen)
     check_dropout("attention", dropout_p, seed, stream)
     if scale is None:
@@ -105,15 +101,10 @@ def attention_reference(
 
 def _check_lengths(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0:
-        raise ValueError(f"attention: cu_seqlens starts at {bounds[0]}, expected 0")
-    for b, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        if end < begin:
-            raise ValueError(f"attention: cu_seqlens decreases at index {b + 1}")
+    check_bounds("attention", bounds, tokens, "qkv")
+    for b, (begin, end) in enumerate(pairwise(bounds)):
         if end - begin > max_seqlen:
             raise ValueError(f"attention: sequence {b} has {end - begin} tokens, more than max_seqlen = {max_seqlen}")
-    if bounds[-1] != tokens:
-        raise ValueError(f"attention: cu_seqlens ends at {bounds[-1]}, but qkv has {tokens} tokens")
 
 
 class _Attention(torch.autograd.Function):

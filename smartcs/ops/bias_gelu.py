@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import once_differentiable
+from .autograd import once_differentiable, parameter
 from .backend import use_fused
 from .checks import check_float, check_like
 from .random import compute_dtype
@@ -38,6 +38,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError("bias_gelu: x is a scalar, expected shape (..., C)")
     if bias is not None:
         check_like("bias_gelu", "bias", bias, (x.shape[-1],), x, "x")
+    bias = parameter(bias)
     if not use_fused("bias_gelu", x):
         return bias_gelu_reference(x, bias)
     return _BiasGelu.apply(x.flatten(end_dim=-2) if x.dim() > 1 else x.unsqueeze(0), bias).reshape(x.shape)

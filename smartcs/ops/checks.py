@@ -1,6 +1,7 @@
 """Argument checks of the ops' front doors: every message names the op, the argument, what it got and what it wanted."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -62,12 +63,39 @@ def check_number(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} is {value!r}, expected a number")
 
 
+def check_cu_seqlens(op: str, value: object, like: Tensor, like_name: str) -> None:
+    """Raises unless ``value`` is an int32 tensor of shape (B + 1,) on the device of ``like``."""
+    check_tensor(op, "cu_seqlens", value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.int32:
+        raise TypeError(f"{op}: cu_seqlens has dtype {value.dtype}, expected torch.int32")
+    if value.dim() != 1 or value.shape[0] == 0:
+        raise ValueError(f"{op}: cu_seqlens has shape {tuple(value.shape)}, expected (B + 1,)")
+    check_device(op, "cu_seqlens", value, like, like_name)
+
+
+def check_bounds(op: str, bounds: Sequence[int], tokens: int, like_name: str) -> None:
+    """Raises ValueError unless the values of cu_seqlens start at 0, never decrease and end at ``tokens``."""
+    if bounds[0] != 0:
+        raise ValueError(f"{op}: cu_seqlens starts at {bounds[0]}, expected 0")
+    for b, (begin, end) in enumerate(pairwise(bounds)):
+        if end < begin:
+            raise ValueError(f"{op}: cu_seqlens decreases at index {b + 1}")
+    if bounds[-1] != tokens:
+        raise ValueError(f"{op}: cu_seqlens ends at {bounds[-1]}, but {like_name} has {tokens} tokens")
+
+
 def check_dropout(op: str, p: float, seed: int, stream: int) -> None:
     """Raises ValueError unless 0 <= p < 1 and seed and stream fit in 63 bits."""
     check_number(op, "dropout_p", p)
-    check_int(op, "seed", seed)
-    check_int(op, "stream", stream)
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
+    check_stream(op, seed, stream)
+
+
+def check_stream(op: str, seed: int, stream: int) -> None:
+    """Raises unless seed and stream are integers of at most 63 bits."""
+    check_int(op, "seed", seed)
+    check_int(op, "stream", stream)
     if not (0 <= seed < 2**63 and 0 <= stream < 2**63):
         raise ValueError(f"{op}: seed is {seed} and stream {stream}, expected both in [0, 2**63)")

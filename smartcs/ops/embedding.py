@@ -1,12 +1,14 @@
 """embedding: word + position + token type, LayerNorm, dropout.
 
-    h = word[input_ids] + token_type[token_type_ids] + position[position_ids]
+    h = word[input_ids] + token_type[token_type_ids] + position[position_ids] (+ perturbation)
     y = m * ((h - mean) * rstd * weight + bias)
 
 m is the dropout factor (0 with probability p, else 1 / (1 - p)), mean and rstd as in ``add_layer_norm``. Backward:
-LayerNorm's with dy replaced by m * dy gives dh; each table's gradient is dh added up over the tokens that used a row.
+LayerNorm's with dy replaced by m * dy gives dh, which is the gradient of the perturbation; each table's gradient is dh
+added up over the tokens that used a row.
 
-Source: Devlin et al. 2018. The mask is that of ``smartcs.ops.random``: row = token, column = channel.
+Source: Devlin et al. 2018; perturbing the embeddings is SMART's (Jiang et al. 2019, arXiv 1911.03437). The mask is that
+of ``smartcs.ops.random``: row = token, column = channel.
 """
 
 from typing import Any
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import random
-from .autograd import once_differentiable
+from .autograd import once_differentiable, parameter
 from .backend import use_fused
 from .checks import check_device, check_dropout, check_float, check_ids, check_like, check_number, check_tensor
 
@@ -31,6 +33,7 @@ def embedding(
     weight: Tensor,
     bias: Tensor,
     *,
+    perturbation: Tensor | None = None,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int = 0,
@@ -43,6 +46,7 @@ def embedding(
         word, token_type, position: (rows, C) tables, float32, float64 or bfloat16 (any floating dtype on the
             reference).
         weight, bias: (C,), LayerNorm's gain and shift.
+        perturbation: (T, C) or None, added before LayerNorm; dtype and device of word.
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of the result, 0 <= dropout_p < 1.
         seed, stream: Name the dropout mask, see ``smartcs.ops.random``.
@@ -74,13 +78,17 @@ def embedding(
         check_like("embedding", name, table, table.shape, word, "word")
     check_like("embedding", "weight", weight, (columns,), word, "word")
     check_like("embedding", "bias", bias, (columns,), word, "word")
+    if perturbation is not None:
+        shape = (input_ids.shape[0], columns)
+        check_like("embedding", "perturbation", perturbation, shape, word, "the packed tokens and word")
     check_number("embedding", "eps", eps)
     if not eps >= 0:
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
     check_dropout("embedding", dropout_p, seed, stream)
     implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
-    tensors = input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias
-    return implementation(*tensors, eps, dropout_p, seed, stream)
+    tables = parameter(word), parameter(token_type), parameter(position)
+    tensors = input_ids, token_type_ids, position_ids, *tables, parameter(weight), parameter(bias)
+    return implementation(*tensors, perturbation, eps, dropout_p, seed, stream)
 
 
 def embedding_reference(
@@ -92,6 +100,7 @@ def embedding_reference(
     position: Tensor,
     weight: Tensor,
     bias: Tensor,
+    perturbation: Tensor | None,
     eps: float,
     dropout_p: float,
     seed: int,
@@ -105,6 +114,8 @@ def embedding_reference(
     dtype = random.compute_dtype(word)
     h = F.embedding(input_ids, word).to(dtype)
     h = h + F.embedding(token_type_ids, token_type).to(dtype) + F.embedding(position_ids, position).to(dtype)
+    if perturbation is not None:
+        h = h + perturbation.to(dtype)
     y = F.layer_norm(h, h.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
     return random.dropout(y, dropout_p, seed=seed, stream=stream).to(word.dtype)
 
@@ -128,6 +139,7 @@ class _Embedding(torch.autograd.Function):
         position: Tensor,
         weight: Tensor,
         bias: Tensor,
+        perturbation: Tensor | None,
         eps: float,
         dropout_p: float,
         seed: int,
@@ -135,7 +147,8 @@ class _Embedding(torch.autograd.Function):
     ) -> Tensor:
         ids = [i.contiguous() for i in (input_ids, token_type_ids, position_ids)]
         tensors = [t.contiguous() for t in (word, token_type, position, weight, bias)]
-        y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*ids, *tensors, eps, dropout_p, seed, stream)
+        offset = None if perturbation is None else perturbation.contiguous()
+        y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*ids, *tensors, offset, eps, dropout_p, seed, stream)
         ctx.save_for_backward(*ids, h, mean, rstd, tensors[3])
         ctx.rows = (word.shape[0], token_type.shape[0], position.shape[0])
         ctx.dropout = (dropout_p, seed, stream)
@@ -145,11 +158,11 @@ class _Embedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         *ids, h, mean, rstd, weight = ctx.saved_tensors
-        need_tables, need_norm = ctx.needs_input_grad[3:6], ctx.needs_input_grad[6:8]
+        wanted = ctx.needs_input_grad[3:9]
+        needs = *wanted[:3], wanted[3] or wanted[4], wanted[5]
         grads = torch.ops.smartcs.embedding_bwd(
-            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *need_tables, any(need_norm)
+            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *needs
         )
-        wanted = (*need_tables, *need_norm)
         used = [grad if need else None for grad, need in zip(grads, wanted, strict=True)]
         return None, None, None, *used, *(None,) * 4
 
@@ -165,6 +178,7 @@ def register_fakes() -> None:
 
     @torch.library.register_fake("smartcs::embedding_bwd")
     def _(dy, ids, types, positions, h, mean, rstd, weight, *rest):  # type: ignore[no-untyped-def]
-        rows, needed, parameter_grads = rest[:3], rest[6:9], rest[9]
+        rows, needed, parameter_grads, need_perturbation = rest[:3], rest[6:9], rest[9], rest[10]
         tables = [h.new_empty((n if need else 0, h.shape[1])) for n, need in zip(rows, needed, strict=True)]
-        return *tables, *(h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2))
+        norm = [h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2)]
+        return *tables, *norm, h.new_empty((h.shape[0] if need_perturbation else 0, h.shape[1]))

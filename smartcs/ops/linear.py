@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autograd import once_differentiable
+from .autograd import once_differentiable, parameter
 from .backend import use_fused
 from .checks import check_float, check_like
 from .random import compute_dtype
@@ -45,6 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_like("linear", "weight", weight, (weight.shape[0], x.shape[-1]), x, "x")
     if bias is not None:
         check_like("linear", "bias", bias, (weight.shape[0],), x, "weight")
+    weight, bias = parameter(weight), parameter(bias)
     dtype = compute_dtype(x) if x.device.type == "cpu" else x.dtype
     wide_bias = None if bias is None else bias.to(dtype)
     implementation = _Linear.apply if use_fused("linear", x) else linear_reference
@@ -61,7 +62,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        ctx.save_for_backward(x, weight)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        # x is needed for dW alone: where the weight is a constant, a layer keeps no activation.
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
         return torch.ops.smartcs.linear_fwd(x, weight, None if bias is None else bias.contiguous())
 
     @staticmethod
@@ -82,9 +85,9 @@ def register_fakes() -> None:
 
     @torch.library.register_fake("smartcs::linear_bwd")
     def _(grad_y, x, weight, need_x, need_weight, need_bias):  # type: ignore[no-untyped-def]
-        none = x.new_empty(0)
+        none = grad_y.new_empty(0)
         return (
-            torch.empty_like(x) if need_x else none,
-            torch.empty_like(weight) if need_weight else none.clone(),
-            x.new_empty(weight.shape[0]) if need_bias else none.clone(),
+            grad_y.new_empty((grad_y.shape[0], weight.shape[1])) if need_x else none,
+            grad_y.new_empty((grad_y.shape[1], x.shape[1])) if need_weight else none.clone(),
+            grad_y.new_empty(grad_y.shape[1]) if need_bias else none.clone(),
         )

@@ -20,6 +20,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _STREAM_BITS = 16  # sites per step, see DropoutKey.stream
+_STEPS = 2**40  # further passes of a step count on from here, see DropoutKey.another
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,19 @@ class DropoutKey:
             raise ValueError(f"DropoutKey.stream: site is {site}, expected 0 <= site < 2**{_STREAM_BITS}")
         return (self.step << _STREAM_BITS) | site
 
+    def another(self, number: int) -> "DropoutKey":
+        """The key of a further pass of the same step with masks of its own, 1 <= number < 2**7; step below 2**40."""
+        if not 1 <= number < 2**7 or self.step >= _STEPS:
+            raise ValueError(
+                f"DropoutKey.another: number is {number} at step {self.step}, expected 1 <= number < 2**7 and "
+                f"step < 2**{_STEPS.bit_length() - 1}"
+            )
+        return DropoutKey(self.seed, self.step + number * _STEPS)
+
     @staticmethod
     def draw() -> "DropoutKey":
         """A fresh key from torch's default generator, so that ``torch.manual_seed`` governs it."""
-        seed, step = torch.randint(0, 2**47, (2,), dtype=torch.int64).tolist()
+        seed, step = torch.randint(0, _STEPS, (2,), dtype=torch.int64).tolist()
         return DropoutKey(seed=seed, step=step)
 
 

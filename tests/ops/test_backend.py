@@ -11,7 +11,7 @@ from op_harness import Calls
 
 import smartcs._extension
 import smartcs.ops.backend as selection
-from smartcs.ops import add_layer_norm, attention, bias_gelu, embedding, linear, symmetric_kl
+from smartcs.ops import add_layer_norm, attention, bias_gelu, embedding, linear, perturb, perturb_noise, symmetric_kl
 from smartcs.ops.backend import OpReport, backend, backend_report, get_backend, set_backend
 
 
@@ -40,10 +40,12 @@ def run_every_op(dtype: torch.dtype = torch.float32) -> None:
     bias_gelu(x, row)
     embedding(ids, ids, ids, x, x, x, row, row)
     linear(x, x)
+    perturb(perturb_noise(x, std=1.0, seed=0, stream=0), x)
     symmetric_kl(x, x)
 
 
-FORWARDS = ["add_layer_norm_fwd", "attention_fwd", "bias_gelu_fwd", "embedding_fwd", "linear_fwd", "symmetric_kl_fwd"]
+FORWARDS = ["add_layer_norm_fwd", "attention_fwd", "bias_gelu_fwd", "embedding_fwd", "linear_fwd", "perturb_noise"]
+FORWARDS += ["perturb_step", "symmetric_kl_fwd"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -102,7 +104,7 @@ def test_unknown_name(select):
     assert get_backend() == before
 
 
-OPS = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "symmetric_kl"]
+OPS = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl"]
 
 
 def test_report(fused):

@@ -33,20 +33,23 @@ KINDS = {
     "weight": "summed gradient",
     "bias": "summed gradient",
 }
-# tokens, channels, rows of the word table, settings
+PERTURBED = KINDS | {"perturbation": "activation gradient"}
+# tokens, channels, rows of the word table, settings, whether there is a perturbation
 CASES = [
     (5, 7, 30, {}),
     (33, 77, 4, DROPOUT),
+    (40, 77, 30, DROPOUT, True),
     (70, 100, 500, {"eps": 0.1}),
     (150, 384, 60, DROPOUT),
     (31, 768, 31, {"dropout_p": 0.5, "seed": 3}),
     (1, 3, 1, DROPOUT),
     (300, 16, 2, {}),
     (0, 16, 5, DROPOUT),
+    (0, 16, 5, {}, True),
 ]
 
 
-def problem(tokens, columns, words=30, settings=None) -> Problem:
+def problem(tokens, columns, words=30, settings=None, perturbed=False) -> Problem:
     tensors = {
         "input_ids": integers(words, tokens, seed=1),
         "token_type_ids": integers(2, tokens, seed=2),
@@ -56,9 +59,12 @@ def problem(tokens, columns, words=30, settings=None) -> Problem:
         "position": 0.5 * normal(12, columns, seed=6),
         "weight": normal(columns, seed=7) + 1,
         "bias": normal(columns, seed=8),
+        "perturbation": normal(tokens, columns, seed=10),
         "grad_y": normal(tokens, columns, seed=9),
     }
-    return Problem(embedding, tensors, dict(KINDS), settings or {})
+    if not perturbed:
+        del tensors["perturbation"]
+    return Problem(embedding, tensors, dict(PERTURBED if perturbed else KINDS), settings or {})
 
 
 def formula(
@@ -71,6 +77,7 @@ def formula(
     weight,
     bias,
     grad_y,
+    perturbation=None,
     eps=1e-12,
     dropout_p=0.0,
     seed=0,
@@ -86,6 +93,8 @@ def formula(
     if mutation == "positions as token types":
         tables["token_type"], tables["position"] = (token_type, position_ids % 2), (position, token_type_ids)
     h = sum(table[ids] for table, ids in tables.values())
+    if perturbation is not None and mutation != "perturbation missing":
+        h = h + perturbation
     m = torch.ones_like(h)
     if dropout_p > 0 and mutation != "dropout missing":
         shift = int(mutation == "dropout mask shifted")
@@ -107,6 +116,8 @@ def formula(
         "weight": (dy * xhat).sum(0),
         "bias": (dy[:-1] if mutation == "dbias misses a row" else dy).sum(0),
     }
+    if perturbation is not None:
+        results["perturbation"] = dy if mutation == "perturbation's gradient before LayerNorm's" else dh
     for name, (table, ids) in tables.items():
         grad = torch.zeros_like(table)
         results[name] = grad.index_copy(0, ids, dh) if mutation == "last token wins" else grad.index_add(0, ids, dh)
@@ -123,6 +134,8 @@ MUTATIONS = [
     "dh without its projection",
     "dbias misses a row",
     "last token wins",
+    "perturbation missing",
+    "perturbation's gradient before LayerNorm's",
 ]
 
 
@@ -135,7 +148,7 @@ def test_within_budget(fused, case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_budget_rejects(dtype, mutation):
-    check_mutant(problem(14, 9, 10, DROPOUT | {"eps": 0.1}), dtype, formula, mutation)
+    check_mutant(problem(14, 9, 10, DROPOUT | {"eps": 0.1}, True), dtype, formula, mutation)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -147,7 +160,7 @@ def test_reference_equals_torch(reference, case):
         leaves = {name: p.tensors[name].clone().requires_grad_() for name in p.kinds if name != "y"}
         h = F.embedding(p.tensors["input_ids"], leaves["word"])
         h = h + F.embedding(p.tensors["token_type_ids"], leaves["token_type"])
-        h = h + F.embedding(p.tensors["position_ids"], leaves["position"])
+        h = h + F.embedding(p.tensors["position_ids"], leaves["position"]) + leaves.get("perturbation", 0)
         y = F.layer_norm(h, h.shape[-1:], leaves["weight"], leaves["bias"], p.settings.get("eps", 1e-12))
         grads = torch.autograd.grad(y, list(leaves.values()), p.tensors["grad_y"])
         expected = {"y": y, **dict(zip(leaves, grads, strict=True))}
@@ -160,7 +173,7 @@ def test_statistics(fused, dtype):
     """The saved mean and 1 / standard deviation are those of the saved h, in float32 or float64."""
     values = problem(40, 100).rounded(dtype)
     arguments = [value for name, value in values.items() if name != "grad_y"]
-    _, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*arguments, 1e-12, 0.1, 1, 2)
+    _, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*arguments, None, 1e-12, 0.1, 1, 2)
     wide, compute = h.double(), h.to(mean.dtype)
     check(mean, wide.mean(1), compute.mean(1), "statistic")
     check(rstd, wide.var(1, correction=0).rsqrt(), compute.var(1, correction=0).rsqrt(), "statistic")
@@ -175,43 +188,44 @@ def test_unused_rows_have_no_gradient(either):
 
 @pytest.mark.parametrize("settings", [DROPOUT, {"eps": 0.3}], ids=["dropout", "plain"])
 def test_gradcheck(fused, settings):
-    check_gradients(problem(6, 5, 4, settings))
+    check_gradients(problem(6, 5, 4, settings, True))
 
 
 def test_threads(fused):
-    check_threads(problem(300, 384, 40, DROPOUT))
+    check_threads(problem(300, 384, 40, DROPOUT, True))
 
 
 def test_instruction_sets(fused):
-    check_instruction_sets(problem(37, 101, 9, DROPOUT))
+    check_instruction_sets(problem(37, 101, 9, DROPOUT, True))
 
 
 def test_strided(fused):
-    check_strided(problem(9, 12, 30, DROPOUT))
+    check_strided(problem(9, 12, 30, DROPOUT, True))
 
 
 @pytest.mark.parametrize(
     ("wanted", "flags"),
     [
-        (("word",), (True, False, False, False)),
-        (("token_type", "position"), (False, True, True, False)),
-        (("bias",), (False, False, False, True)),
-        (("word", "weight"), (True, False, False, True)),
+        (("word",), (True, False, False, False, False)),
+        (("token_type", "position"), (False, True, True, False, False)),
+        (("bias",), (False, False, False, True, False)),
+        (("word", "weight"), (True, False, False, True, False)),
+        (("perturbation",), (False, False, False, False, True)),
     ],
     ids=str,
 )
 def test_only_what_is_asked_for(fused, wanted, flags):
-    p = problem(9, 12, 30, DROPOUT)
-    asked = Problem(p.op, p.tensors, {name: KINDS[name] for name in ("y", *wanted)}, p.settings)
+    p = problem(9, 12, 30, DROPOUT, "perturbation" in wanted)
+    asked = Problem(p.op, p.tensors, {name: PERTURBED[name] for name in ("y", *wanted)}, p.settings)
     with Calls() as calls:
         check_budget(asked, torch.float32)
-    assert calls.arguments("embedding_bwd")[-4:] == flags
+    assert calls.arguments("embedding_bwd")[-5:] == flags
 
 
 def test_compiled(fused):
     check_compiled(
         [
-            problem(5 + 3 * i, 12, 30, {"dropout_p": 0.1, "seed": 2**40 + 7 * i, "stream": i * 2**16 + 3})
+            problem(5 + 3 * i, 12, 30, {"dropout_p": 0.1, "seed": 2**40 + 7 * i, "stream": i * 2**16 + 3}, True)
             for i in range(6)
         ]
     )
@@ -237,6 +251,8 @@ BAD = [
     ({"position": TABLE.to("meta")}, ValueError, "position is on meta, expected cpu like word"),
     ({"weight": TABLE}, ValueError, r"weight has shape \(4, 6\), expected \(6,\) to match word"),
     ({"bias": ROW.half()}, TypeError, "bias has dtype torch.float16"),
+    ({"perturbation": TABLE}, ValueError, r"perturbation has shape \(4, 6\), expected \(3, 6\) to match the packed"),
+    ({"perturbation": TABLE[:3].double()}, TypeError, "perturbation has dtype torch.float64, expected torch.float32"),
     ({"eps": -1.0}, ValueError, "eps is -1.0, expected eps >= 0"),
     ({"dropout_p": 2.0}, ValueError, "dropout_p is 2.0"),
     ({"dropout_p": 0.5, "seed": -1}, ValueError, "seed is -1"),
@@ -268,15 +284,15 @@ def test_errors(either, change, error, message):
 @pytest.mark.parametrize(
     ("tokens", "dropout_p", "flags"),
     [
-        (5, 0.1, (True, True, True, False)),
-        (4, 0.1, (False, True, False, False)),
-        (3, 0.0, (False, False, False, True)),
-        (0, 0.1, (True, True, True, True)),
+        (5, 0.1, (True, True, True, False, False)),
+        (4, 0.1, (False, True, False, False, True)),
+        (3, 0.0, (False, False, False, True, False)),
+        (0, 0.1, (True, True, True, True, True)),
     ],
 )
 def test_raw_ops(fused, tokens, dropout_p, flags, dtype):
-    values = problem(tokens, 12).rounded(dtype)
-    arguments = [value for name, value in values.items() if name != "grad_y"]
+    values = problem(tokens, 12, perturbed=flags[-1]).rounded(dtype)
+    arguments = [*(value for name, value in values.items() if name != "grad_y"), *(() if flags[-1] else (None,))]
     dropout = dropout_p, 2**40, 3
     y, h, mean, rstd = check_raw("embedding_fwd", *arguments, 1e-12, *dropout)
     check_raw("embedding_bwd", y, *arguments[:3], h, mean, rstd, values["weight"], 30, 2, 12, *dropout, *flags)
@@ -300,6 +316,7 @@ RAW_FORWARD_BAD = [
     ({"token_type": TABLE[:, :5]}, r"token_type must be contiguous"),
     ({"position": TABLE.double()}, "position has dtype Double, expected Float"),
     ({"bias": TABLE}, r"bias has shape \[4, 6\], expected \[6\]"),
+    ({"perturbation": TABLE}, r"perturbation has shape \[4, 6\], expected \[3, 6\]"),
 ]
 RAW_BACKWARD_BAD = [
     ({"grad_y": TABLE}, r"grad_y has shape \[4, 6\], expected \[3, 6\]"),
@@ -313,14 +330,14 @@ RAW_BACKWARD_BAD = [
 
 @pytest.mark.parametrize(("change", "message"), RAW_BAD + RAW_FORWARD_BAD, ids=str)
 def test_raw_forward_errors(fused, change, message):
-    good = GOOD | {"eps": 1e-12, "dropout_p": 0.1, "seed": 1, "stream": 1}
+    good = GOOD | {"perturbation": None, "eps": 1e-12, "dropout_p": 0.1, "seed": 1, "stream": 1}
     with pytest.raises((RuntimeError, IndexError), match=message):
         torch.ops.smartcs.embedding_fwd(**(good | change))
 
 
 @pytest.mark.parametrize(("change", "message"), RAW_BAD + RAW_BACKWARD_BAD, ids=str)
 def test_raw_backward_errors(fused, change, message):
-    needs = ("need_word", "need_token_type", "need_position", "parameter_grads")
+    needs = ("need_word", "need_token_type", "need_position", "parameter_grads", "need_perturbation")
     good = {name: GOOD[name] for name in ("input_ids", "token_type_ids", "position_ids", "weight")}
     good |= {"grad_y": TABLE[:3], "h": TABLE[:3], "mean": torch.zeros(3), "rstd": torch.zeros(3)}
     good |= {"words": 4, "token_types": 4, "positions": 4, "dropout_p": 0.1, "seed": 1, "stream": 1}

@@ -146,6 +146,11 @@ def test_raw_ops(fused, rows, bias, needed, dtype):
     values = problem((rows, 12), 7).rounded(dtype)
     check_raw("linear_fwd", values["x"], values["weight"], values["bias"] if bias else None)
     check_raw("linear_bwd", values["grad_y"], values["x"], values["weight"], *needed)
+    # Only what a wanted gradient needs has to be given.
+    need_x, need_weight, _ = needed
+    x, weight = values["x"] if need_weight else None, values["weight"] if need_x else None
+    check_raw("linear_bwd", values["grad_y"], x, weight, *needed)
+    check_raw("linear_bwd", values["grad_y"], None, None, False, False, True)
 
 
 RAW_BAD = [
@@ -159,6 +164,31 @@ RAW_BAD = [
     ({"grad_y": torch.zeros(4, 2)}, r"grad_y has shape \[4, 2\], expected \[4, 3\]"),
     ({"grad_y": torch.zeros(4, 3).double()}, "grad_y has dtype Double, expected Float"),
 ]
+
+
+PARTS_BAD = [
+    ((None, WEIGHT, True, True), "x is None, expected a tensor for the gradient of weight"),
+    ((X, None, True, False), "weight is None, expected a tensor for the gradient of x"),
+    ((X[:3], None, False, True), r"grad_y has shape \[4, 3\], expected \[3, 3\]"),
+    ((None, WEIGHT[:2], True, False), r"grad_y has shape \[4, 3\], expected \[4, 2\]"),
+    ((X[0], None, False, True), r"x has shape \[6\], expected two dimensions"),
+    ((None, WEIGHT[0], True, False), r"weight has shape \[6\], expected two dimensions"),
+    ((None, WEIGHT.half(), True, False), "weight has dtype Half, expected float32 or float64"),
+    ((None, WEIGHT.double(), True, False), "grad_y has dtype Float, expected Double"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), PARTS_BAD, ids=[row[1] for row in PARTS_BAD])
+def test_raw_op_errors_without_x_or_weight(fused, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.smartcs.linear_bwd(torch.zeros(4, 3), *arguments, True)
+
+
+def test_raw_op_errors_of_grad_y(fused):
+    with pytest.raises(RuntimeError, match=r"grad_y has shape \[3\], expected two dimensions"):
+        torch.ops.smartcs.linear_bwd(torch.zeros(3), None, None, False, False, True)
+    with pytest.raises(RuntimeError, match="grad_y has dtype Half, expected float32 or float64"):
+        torch.ops.smartcs.linear_bwd(torch.zeros(4, 3).half(), None, None, False, False, True)
 
 
 @pytest.mark.parametrize(("change", "message"), RAW_BAD, ids=[row[1] for row in RAW_BAD])

@@ -139,8 +139,8 @@ def embedding_mask(rows: int, columns: int, p: float, seed: int, stream: int, dt
     ids, table = torch.zeros(rows, dtype=torch.int64), torch.rand(1, columns, dtype=dtype)
     zero, one = torch.zeros(columns, dtype=dtype), torch.ones(columns, dtype=dtype)
     tables = (table, table, table, zero, one)
-    y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(ids, ids, ids, *tables, 1.0, p, seed, stream)
-    first = (ids[:1], ids[:1], ids[:1], h[:1], mean[:1], rstd[:1], one, 1, 1, 1, p, seed, stream, *(True,) * 4)
+    y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(ids, ids, ids, *tables, None, 1.0, p, seed, stream)
+    first = (ids[:1], ids[:1], ids[:1], h[:1], mean[:1], rstd[:1], one, 1, 1, 1, p, seed, stream, *(True,) * 4, False)
     grad_bias = torch.ops.smartcs.embedding_bwd(torch.ones_like(h[:1]), *first)[4]
     assert torch.equal(grad_bias, y[0]), "the backward pass drops other elements"
     return y
