@@ -1,0 +1,290 @@
+"""Additional pretraining: masked language modelling on the tasks' texts, in the round robin of fine-tuning.
+
+Source: the SMARTCS paper, sections 4 and 5.2. `Pretrainer` takes the steps, `pretrain` runs all epochs of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from smartcs.data.encode import EncodedTask
+from smartcs.data.examples import DataError
+from smartcs.data.masking import MaskedTask, TokenMasker
+from smartcs.data.sampling import RoundRobinSampler
+from smartcs.model.bert import BertModel
+from smartcs.model.mlm import MaskedLanguageModel, masked_loss
+from smartcs.ops.random import DropoutKey
+from smartcs.training.checks import task_names
+from smartcs.training.interrupt import StopRequest
+from smartcs.training.optim import AdamW
+from smartcs.training.pretrain_config import PretrainConfig
+from smartcs.training.progress import Progress, clock, make_progress
+from smartcs.training.run_folder import LossLog
+from smartcs.training.trainer import PARTS, NonFiniteLossError, Step
+
+_FIRST_DEV_STEP = 2**62  # names the masking of dev; training counts from 0 and never gets there
+_SHOWN = 5  # examples that an error names before the rest is only counted
+
+
+class Pretrainer:
+    """Trains an encoder to name hidden tokens.
+
+    Two pretrainers of equal arguments take the same steps, as `Trainer` does: batches, hidden tokens and dropout masks
+    follow from the seed. Every epoch hides other tokens.
+
+    Args:
+        bert: trained in place, on the CPU; its random head is drawn from `seed` and is not kept.
+        tokenizer: the encoder's.
+        train, dev: the texts; labels are not used. `settings.tasks` says which of the tasks take part.
+        settings: its `epochs` concern `pretrain` alone.
+        batch_sizes: task -> sequences per batch; may name more tasks.
+        seed: 0 <= seed < 2**63.
+        eval_batch_size: sequences per batch when evaluating; changes speed only.
+
+    Raises:
+        ValueError: `settings` has a value out of range.
+        DataError: a task has no word piece to hide.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: word pieces read, hidden ones among them.
+        hidden: word pieces hidden, on which the loss is.
+        seconds: time spent in the steps, by part: data, forward, backward, optimizer.
+        history: one entry per evaluated epoch: figures of `evaluate`, mean training losses, seconds.
+    """
+
+    def __init__(
+        self,
+        bert: BertModel,
+        tokenizer: Tokenizer,
+        train: Mapping[str, EncodedTask],
+        dev: Mapping[str, EncodedTask],
+        settings: PretrainConfig,
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        eval_batch_size: int = 64,
+    ) -> None:
+        settings.validate()
+        names = task_names(settings.tasks)
+        self.settings, self.seed, self.eval_batch_size = settings, seed, eval_batch_size
+        self.batch_sizes = {name: batch_sizes[name] for name in names}
+        self.data = {name: train[name] for name in names}
+        self.masker = TokenMasker(tokenizer, strategy=settings.strategy, fraction=settings.fraction, seed=seed)
+        for split, tasks in (("train", train), ("dev", dev)):
+            for name in names:
+                if not self.masker.is_word(tasks[name].input_ids).any():
+                    raise DataError(f"{name}: no sequence of the {split} split has a word piece to hide")
+        self.dev = {
+            name: MaskedTask(dev[name], self.masker, _FIRST_DEV_STEP + number) for number, name in enumerate(names)
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = MaskedLanguageModel(bert, settings.head)
+        self.optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
+        self.sampler = RoundRobinSampler(
+            {name: len(task) for name, task in self.data.items()}, self.batch_sizes, seed=seed, cycles=settings.cycles
+        )
+        self.step = self.tokens = self.hidden = 0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.history: list[dict[str, Any]] = []
+
+    def epoch(self) -> Iterator[Step]:
+        """Takes the steps of one epoch, yielding after each.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite; names the step and the examples.
+        """
+        epoch, first = self.sampler.epoch + 1, self.step
+        self.model.train(self.settings.dropout)  # dropout is all that the two modes differ in
+        batches = self.sampler.batches()
+        while True:
+            begin = perf_counter()
+            drawn = next(batches, None)
+            if drawn is None:
+                return
+            task, rows = drawn
+            masked = self.masker(self.data[task].batch(rows)[0], self.step)
+            times = [begin, perf_counter()]
+
+            loss = self.model.loss(masked, DropoutKey(self.seed, self.step))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteLossError(self._describe_failure(task, value, epoch, rows))
+            times.append(perf_counter())
+
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            times.append(perf_counter())
+
+            self.optimizer.step()
+            times.append(perf_counter())
+
+            for part, start, end in zip(PARTS, times, times[1:], strict=False):
+                self.seconds[part] += end - start
+            cycle = (self.step - first) // len(self.data) + 1
+            self.step += 1
+            self.tokens += masked.batch.num_tokens
+            self.hidden += len(masked.targets)
+            yield Step(self.step, epoch, cycle, task, value, masked.batch.num_tokens, times[-1] - begin)
+
+    def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """The model on the dev split without dropout, the same tokens hidden every time, as in training.
+
+        Args:
+            progress: called after every batch with the number of examples done and in all; it may raise to stop.
+
+        Returns:
+            mlm_loss and mlm_accuracy, the means over the tasks, and dev_losses and dev_accuracies of each task.
+        """
+        total, done = sum(map(len, self.dev.values())), 0
+        losses: dict[str, float] = {}
+        accuracies: dict[str, float] = {}
+        self.model.eval()
+        for name, task in self.dev.items():
+            order = np.argsort(-task.lengths, kind="stable")
+            loss, right, hidden = 0.0, 0, 0
+            for begin in range(0, len(order), self.eval_batch_size):
+                rows = order[begin : begin + self.eval_batch_size]
+                batch, positions, targets = task.batch(rows)
+                with torch.inference_mode():
+                    logits = self.model(batch, positions)
+                    loss += masked_loss(logits, targets).item() * len(targets)
+                    right += int((logits.argmax(dim=-1) == targets).sum())
+                hidden += len(targets)
+                done += len(rows)
+                if progress is not None:
+                    progress(done, total)
+            losses[name], accuracies[name] = loss / hidden, right / hidden
+        return {
+            "mlm_loss": sum(losses.values()) / len(losses),
+            "mlm_accuracy": sum(accuracies.values()) / len(accuracies),
+            "dev_losses": losses,
+            "dev_accuracies": accuracies,
+        }
+
+    def metrics(self, *, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
+        """Figures of the last evaluated epoch and the course so far, JSON-able."""
+        seconds = sum(self.seconds.values())
+        last = self.history[-1] if self.history else {}
+        return {
+            "mlm_loss": last.get("mlm_loss"),
+            "mlm_accuracy": last.get("mlm_accuracy"),
+            "seconds": seconds,
+            "tokens_per_second": self.tokens / seconds if seconds else None,
+            "interrupted": interrupted,
+            "diverged": diverged,
+            "epochs": list(self.history),
+            "steps": self.step,
+            "cycles_per_epoch": self.sampler.cycles,
+            "tokens": self.tokens,
+            "hidden_tokens": self.hidden,
+            "seconds_by_part": dict(self.seconds),
+        }
+
+    def describe(self) -> str:
+        """For people: one line with the settings."""
+        settings = self.settings
+        hidden = "one token per sequence" if settings.fraction is None else f"{settings.fraction:.4g} of the tokens"
+        strategy = "80/10/10" if settings.strategy == "bert" else "always [MASK]"
+        batches = ", ".join(f"{name} {size}" for name, size in self.batch_sizes.items())
+        return (
+            f"pretraining: masked language modelling, {hidden} hidden ({strategy}), {settings.epochs} x "
+            f"{self.sampler.cycles} cycles, batches {batches}, learning rate {settings.learning_rate:g}, "
+            f"{'with' if settings.dropout else 'no'} dropout, head from {settings.head} weights"
+        )
+
+    def _describe_failure(self, task: str, value: float, epoch: int, rows: np.ndarray) -> str:
+        ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
+        if len(rows) > _SHOWN:
+            ids += f" and {len(rows) - _SHOWN} more"
+        return (
+            f"the pretraining loss is {value} at step {self.step + 1} (epoch {epoch}, {task}) on the examples {ids}; "
+            f"the learning rate is {self.settings.learning_rate:g}, a lower one may help"
+        )
+
+
+class _Stopped(Exception):
+    """A signal has asked to stop."""
+
+
+def pretrain(
+    trainer: Pretrainer,
+    console: Console,
+    *,
+    stop: StopRequest | None = None,
+    log: LossLog | None = None,
+    after_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Runs the epochs of `trainer.settings`, each followed by an evaluation on dev.
+
+    The encoder holds the weights of the last step then, in the mode it had before, and no gradients.
+
+    Args:
+        console: where progress goes.
+        stop: ends it after the current step as soon as it is set.
+        log: gets every step.
+        after_epoch: called with the metrics so far after each evaluation.
+
+    Returns:
+        `Pretrainer.metrics`; "interrupted" says whether `stop` has ended it.
+
+    Raises:
+        NonFiniteLossError: see `Pretrainer.epoch`.
+    """
+    begin, was_training = perf_counter(), trainer.model.bert.training
+    epochs, cycles = trainer.settings.epochs, trainer.sampler.cycles
+    eval_tokens = sum(int(task.lengths.sum()) for task in trainer.dev.values())
+    progress = make_progress(console, epochs, cycles, trainer.sampler.steps_per_epoch, eval_tokens)
+    try:
+        with progress:
+            for epoch in range(1, epochs + 1):
+                losses: dict[str, list[float]] = {name: [] for name in trainer.data}
+                for step in trainer.epoch():
+                    if log is not None:
+                        log.add(step)
+                    progress.step(step)
+                    losses[step.task].append(step.loss)
+                    if stop:
+                        raise _Stopped
+                figures = trainer.evaluate(_watch(progress, stop))
+                trainer.history.append(
+                    {
+                        "epoch": epoch,
+                        **figures,
+                        "train_losses": {name: sum(values) / len(values) for name, values in losses.items()},
+                        "seconds": sum(trainer.seconds.values()),
+                        "seconds_total": perf_counter() - begin,
+                    }
+                )
+                if after_epoch is not None:
+                    after_epoch(trainer.metrics())
+                progress.say(
+                    f"pretraining epoch {epoch}/{epochs}: dev loss {figures['mlm_loss']:.3f}  "
+                    f"accuracy {figures['mlm_accuracy']:.3f}  after {clock(perf_counter() - begin)}"
+                )
+    except _Stopped:
+        return trainer.metrics(interrupted=True)
+    finally:
+        trainer.model.bert.train(was_training)
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return trainer.metrics()
+
+
+def _watch(progress: Progress, stop: StopRequest | None) -> Callable[[int, int], None]:
+    """For `Pretrainer.evaluate`: shows how far it is and gives up when a signal has come."""
+
+    def report(done: int, total: int) -> None:
+        progress.evaluating("dev", done, total)
+        if stop:
+            raise _Stopped
+
+    return report
