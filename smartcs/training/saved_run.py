@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smartcs.data.encode import EncodedTask
-from smartcs.data.examples import DataFolder, describe_skipped
+from smartcs.data.examples import TASKS, DataFolder, describe_skipped
 from smartcs.model.multitask import MultitaskBert
 from smartcs.training.commandline import UsageError
-from smartcs.training.recipes import TrainConfig
+from smartcs.training.config import TrainConfig
 from smartcs.training.run_folder import read_config
 from smartcs.training.setup import encode_split, load_data
 
@@ -37,7 +37,7 @@ class SavedRun(NamedTuple):
         return cls(path, MultitaskBert.from_pretrained(path), config)
 
     def data(self, data: str | None, *, strict: bool = False) -> DataFolder:
-        """`data`, or what the run was trained on.
+        """The tasks that the run was trained on, of `data` or of its own.
 
         Raises:
             UsageError: neither is known.
@@ -45,7 +45,8 @@ class SavedRun(NamedTuple):
         """
         if data is None and self.config is None:
             raise UsageError(f"{self.folder} does not say what it was trained on: pass --data FOLDER, or --data sample")
-        return load_data(self.config.data if data is None and self.config else data or "", strict=strict)
+        tasks = TASKS if self.config is None else self.config.trained_tasks
+        return load_data(self.config.data if data is None and self.config else data or "", strict=strict, tasks=tasks)
 
     def encode(self, data: DataFolder, split: str, *, strict: bool = False) -> dict[str, EncodedTask]:
         """A split of `data`, tokenized as in training; stderr says what of it was skipped or truncated.

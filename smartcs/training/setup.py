@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from smartcs.model.multitask import HeadConfig, MultitaskBert
 from smartcs.model.sources import bundled_minilm, resolve
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import load_checkpoint
-from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, TrainConfig, model_name
+from smartcs.training.config import TrainConfig
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name
 
 # The encoder that starts from random weights: large enough for the sample, small enough to learn it in two
 # minutes. At this width BERT's own 0.02 would leave the layers with almost no say beside the residual sums.
@@ -31,13 +33,20 @@ SMALL_BERT = BertConfig(
 _WORD_SCALE = 4.0
 
 
-def load_data(data: str, *, strict: bool = False) -> DataFolder:
-    """The embedded sample, or a folder of the course's files.
+def load_data(data: str, *, strict: bool = False, tasks: Collection[str] = TASKS) -> DataFolder:
+    """Some tasks of the embedded sample, or of a folder of the course's files, which holds all.
 
     Raises:
         DataError: see `smartcs.data.formats`.
     """
-    return sample_folder() if data == SAMPLE_DATA else load_folder(Path(data).expanduser(), strict=strict)
+    folder = sample_folder() if data == SAMPLE_DATA else load_folder(Path(data).expanduser(), strict=strict)
+    if set(TASKS) <= set(tasks):
+        return folder
+
+    def chosen(split: dict[str, Examples]) -> dict[str, Examples]:
+        return {name: examples for name, examples in split.items() if name in tasks}
+
+    return replace(folder, train=chosen(folder.train), dev=chosen(folder.dev), test=chosen(folder.test))
 
 
 def build_model(config: TrainConfig) -> MultitaskBert:
@@ -47,7 +56,7 @@ def build_model(config: TrainConfig) -> MultitaskBert:
         ModelSourceError: there is no such model, or no tokenizer with it.
         CheckpointError: it is damaged or no plain BERT.
     """
-    heads = HeadConfig(sst_head=config.sst_head, dropout=config.head_dropout)
+    heads = HeadConfig(sst_head=config.sst_head, dropout=config.head_dropout, cosine=config.cosine)
     name = model_name(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -1,4 +1,4 @@
-"""The training loop: round robin over the tasks, one optimizer step per batch."""
+"""The training loop: the tasks in turn, one optimizer step per batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from smartcs.data.encode import EncodedTask
-from smartcs.data.sampling import RoundRobinSampler
+from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.model.multitask import MultitaskBert
-from smartcs.ops.random import DropoutKey
-from smartcs.training.metrics import task_loss
+from smartcs.training.config import TrainConfig
+from smartcs.training.objective import Objective
 from smartcs.training.optim import AdamW
-from smartcs.training.recipes import TrainConfig
 
 PARTS = ("data", "forward", "backward", "optimizer")
 _SHOWN = 5  # examples that an error names before the rest is only counted
@@ -24,7 +25,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1."""
+    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1.
+
+    `loss` is the task's; `smart`, `alignment`, `perturbation` and `bregman` are the other terms of `Loss`.
+    """
 
     step: int
     epoch: int
@@ -33,6 +37,14 @@ class Step(NamedTuple):
     loss: float
     tokens: int
     seconds: float
+    smart: float | None = None
+    alignment: float | None = None
+    perturbation: float | None = None
+    bregman: float | None = None
+
+    def terms(self) -> dict[str, float | None]:
+        """The terms beside the task's loss, by name."""
+        return {name: getattr(self, name) for name in ("smart", "alignment", "perturbation", "bregman")}
 
 
 class Trainer:
@@ -55,12 +67,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, model: MultitaskBert, data: Mapping[str, EncodedTask]) -> None:
         self.config, self.model, self.data = config, model, data
         self.optimizer = AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.sampler = RoundRobinSampler(
-            {name: len(task) for name, task in data.items()},
-            {name: config.batch_sizes[name] for name in data},
-            seed=config.seed,
-            cycles=config.cycles,
-        )
+        self.sampler = make_sampler(config, {name: len(task) for name, task in data.items()})
+        self.objective = Objective(config, model, config.epochs * self.sampler.steps_per_epoch)
         self.step = 0
         self.tokens = 0
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -84,37 +92,55 @@ class Trainer:
             assert labels is not None
             times = [begin, perf_counter()]
 
-            output = self.model.task_output(task, batch, DropoutKey(self.config.seed, self.step))
-            loss = task_loss(task, output, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
-                if len(rows) > _SHOWN:
-                    ids += f" and {len(rows) - _SHOWN} more"
-                raise NonFiniteLossError(
-                    f"the {task} loss is {value} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
-                    f"the learning rate is {self.config.learning_rate:g}, a lower one may help"
-                )
+            terms = self.objective(task, batch, labels, self.step)
+            total, value, *others = (None if term is None else term.item() for term in terms)
+            assert total is not None and value is not None
+            if not math.isfinite(total):
+                raise NonFiniteLossError(self._describe_failure(task, value, total, epoch, rows))
             times.append(perf_counter())
 
-            # To None, not to zero: AdamW then leaves the heads of the other tasks alone.
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            terms.total.backward()
+            del terms
             times.append(perf_counter())
 
             self._warm_up()
             self.optimizer.step()
+            # To None, not to zero: AdamW then leaves the heads of the other tasks alone, and no gradient takes room
+            # beside the next step's activations.
+            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.after_step()
             times.append(perf_counter())
 
             for part, start, end in zip(PARTS, times, times[1:], strict=False):
                 self.seconds[part] += end - start
-            cycle = (self.step - first) // len(self.data) + 1
+            cycle = max(0, self.step - first - self.sampler.solo_steps) // len(self.data) + 1
             self.step += 1
             self.tokens += batch.num_tokens
-            yield Step(self.step, epoch, cycle, task, value, batch.num_tokens, times[-1] - begin)
+            yield Step(self.step, epoch, cycle, task, value, batch.num_tokens, times[-1] - begin, *others)
+
+    def _describe_failure(self, task: str, value: float, total: float, epoch: int, rows: np.ndarray) -> str:
+        ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
+        if len(rows) > _SHOWN:
+            ids += f" and {len(rows) - _SHOWN} more"
+        what = f"{task} loss with its regularisers is {total}" if math.isfinite(value) else f"{task} loss is {value}"
+        return (
+            f"the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
+            f"the learning rate is {self.config.learning_rate:g}, a lower one may help"
+        )
 
     def _warm_up(self) -> None:
         """Sets the learning rate of the coming step, counted from 0: full from step `warmup` - 1 on."""
         share = min(1.0, (self.step + 1) / max(1, self.config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.config.learning_rate
+
+
+def make_sampler(config: TrainConfig, sizes: Mapping[str, int]) -> RoundRobinSampler:
+    """The sampler that `config` names, for tasks with these numbers of examples."""
+    batch_sizes = {name: config.batch_sizes[name] for name in sizes}
+    seed, cycles = config.seed, config.cycles
+    if config.sampler == "annealed":
+        return AnnealedSampler(sizes, batch_sizes, seed=seed, cycles=cycles, epochs=config.epochs)
+    if config.sampler == "annealed_deterministic":
+        return AnnealedDeterministicSampler(sizes, batch_sizes, seed=seed, cycles=cycles, solo_steps=config.solo_steps)
+    return RoundRobinSampler(sizes, batch_sizes, seed=seed, cycles=cycles)

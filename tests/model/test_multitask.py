@@ -71,12 +71,12 @@ def test_head_dropout_is_keyed_and_only_in_training(task):
     plain, dropping = model(), model(dropout=0.5)
     texts = SENTENCES if task == "sst" else PAIRS
     packed = batch_of(plain, task, texts)
-    torch.testing.assert_close(plain.task_output(task, packed), dropping.task_output(task, packed))
+    torch.testing.assert_close(plain(task, packed), dropping(task, packed))
     for m in (plain, dropping):
         m.train()
     key = DropoutKey(1, 2)
-    assert torch.equal(dropping.task_output(task, packed, key), dropping.task_output(task, packed, key))
-    assert not torch.equal(dropping.task_output(task, packed, key), plain.task_output(task, packed, key))
+    assert torch.equal(dropping(task, packed, key), dropping(task, packed, key))
+    assert not torch.equal(dropping(task, packed, key), plain(task, packed, key))
 
 
 def test_text_in_numbers_out():
@@ -165,7 +165,7 @@ def test_backends_agree_on_every_task_with_dropout():
         outputs = []
         for name in ("reference", "fused"):
             with smartcs.backend(name):
-                outputs.append(m.task_output(task, packed, DropoutKey(3, 4)))
+                outputs.append(m(task, packed, DropoutKey(3, 4)))
         torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
 
 

@@ -16,7 +16,7 @@ from smartcs.data.examples import DataFolder, Examples
 from smartcs.data.formats import save_folder
 from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.training.commandline import run_command
-from smartcs.training.recipes import TrainConfig
+from smartcs.training.config import TrainConfig
 from smartcs.training.run import RunResult, train
 
 SIZES = {"train": 48, "dev": 24, "test": 16}
@@ -92,6 +92,7 @@ def config(data_folder, encoder_folder, tmp_path):
             "cycles": 8,
             "batch_qqp": 8,
             "learning_rate": 1e-3,
+            "report": False,
         }
         return TrainConfig.from_dict({**defaults, **values})
 

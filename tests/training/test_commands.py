@@ -14,7 +14,7 @@ import pytest
 
 import smartcs
 from smartcs.train import parse
-from smartcs.training.recipes import TrainConfig
+from smartcs.training.config import TrainConfig
 
 CONTRACT = ["fused", "recipe", "data", "model", "output", "precision", "epochs", "cycles", "seed"]
 
@@ -113,7 +113,7 @@ def test_train_writes_a_run(command, config):
         (["--data", "nowhere"], "nowhere: found nothing there"),
         (["--model", "./nowhere"], "no folder"),
         (["--epochs", "0"], "epochs is 0, expected an integer of at least 1"),
-        (["--recipe", "bassline"], "recipe is 'bassline', expected baseline, dropout"),
+        (["--recipe", "bassline"], "recipe is 'bassline', expected baseline, pretrain"),
         (["--head-dropout", "1.5"], "--head-dropout is 1.5"),
         (["--batch-sst", "0"], "--batch-sst is 0, expected an integer of at least 1"),
         (["--output", "x" * 300], "cannot be written (File name too long)"),

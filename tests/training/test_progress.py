@@ -19,7 +19,7 @@ def now(monkeypatch):
 
 
 def make(console, **values):
-    return make_progress(console, **{"epochs": 2, "cycles": 10, "tasks": 3, "eval_tokens": 3000, **values})
+    return make_progress(console, **{"epochs": 2, "cycles": 10, "steps_per_epoch": 30, "eval_tokens": 3000, **values})
 
 
 def take(progress, now, count, begin=0, epoch=1):

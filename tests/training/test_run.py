@@ -17,8 +17,8 @@ import smartcs
 from smartcs.data.examples import DataError
 from smartcs.model.files import ModelSourceError
 from smartcs.training import run as run_module
+from smartcs.training.config import TrainConfig
 from smartcs.training.evaluation import Evaluation, evaluate
-from smartcs.training.recipes import TrainConfig
 from smartcs.training.run import train
 from smartcs.training.run_folder import read_config
 from smartcs.training.setup import encode_split, load_data
@@ -286,9 +286,11 @@ def test_metrics_are_written_after_every_epoch(config, quiet_train, monkeypatch)
     assert metrics["finished"] is False and [epoch["epoch"] for epoch in metrics["epochs"]] == [1]
 
 
-def test_start_names_the_settings_that_are_not_the_papers(config):
+def test_start_names_the_settings_that_are_not_the_recipes(config):
     out = io.StringIO()
-    train(config(cycles=1, encoder_dropout=0.0), Console(file=out))
-    line = next(line for line in out.getvalue().splitlines() if line.startswith("other than the paper's"))
+    values = {"recipe": "smart", "smart.weight": 5.0}
+    train(config(cycles=1, encoder_dropout=0.0, **values), Console(file=out))
+    line = next(line for line in out.getvalue().splitlines() if line.startswith("other than the recipe's"))
+    assert "smart.weight 5.0 (2.0)" in line and "smart.tasks" not in line
     assert "batch_qqp 8 (40)" in line and "encoder_dropout 0.0 (left open)" in line and "cycles 1 (left open)" in line
     assert "batch_sst" not in line and "output" not in line

@@ -1,0 +1,322 @@
+"""The settings of a training run: their names, defaults (the paper's) and limits.
+
+Where the values of a run come from is said in `recipes`: `TrainConfig.from_dict` puts them together, the constructor
+takes every value as it is. `--help` of the command shows the text below each field.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from smartcs.ops.perturb import Norm, Update
+from smartcs.smart.layout import Level
+from smartcs.smart.schedule import Decay
+from smartcs.training.checks import Fields, task_names
+from smartcs.training.pretrain_config import PretrainConfig
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, default_values, recipe_values
+
+_SHORTEST = 5  # [CLS] a [SEP] b [SEP], the least that `encode` cuts to
+
+Pooling = Literal["auto", "pooler", "cls", "mean"]
+SstHead = Literal["relu_hidden", "relu_logits"]
+Cosine = Literal["none", "fusion", "direct"]
+Sampler = Literal["round_robin", "annealed_deterministic", "annealed"]
+Precision = Literal["fp32"]
+PerturbAt = Literal["word_embeddings", "embedding_output"]
+
+
+@dataclass(frozen=True)
+class SmartConfig:
+    """SMART's regulariser: lambda times how far a task's output moves when its input is perturbed."""
+
+    tasks: str = "none"
+    """Tasks it is added to: none, all, or some of sst, qqp, sts joined by +."""
+    weight: float = 2.0
+    """Its weight in the loss, the paper's lambda."""
+    warmup: int = 0
+    """Optimizer steps over which the weight rises linearly from zero."""
+    decay: Decay = "constant"
+    """After the warm-up: constant, or falling to zero at the end of the run along a line or half a cosine."""
+    update: Update = "mtdnn"
+    """The ascent. mtdnn: v + step size * g, divided by its norm (mt-dnn, smart-pytorch).
+    projected: v + step size * normalised g, projected onto the ball of the radius (Jiang et al., algorithm 1).
+    paper: v + step size * g, divided by the norm of g (figure 5 to the letter)."""
+    norm: Norm = "inf"
+    """Of the perturbation: inf, 2 or 1; for mtdnn, 1 means the sign as in that code."""
+    level: Level = "token"
+    """What is normalised on its own."""
+    steps: int = 1
+    """Ascent steps per batch, the paper's T."""
+    step_size: float = 1e-3
+    """Of the ascent, the paper's alpha."""
+    noise_std: float = 1e-5
+    """Standard deviation of the noise the ascent starts from, the paper's sigma."""
+    radius: float = 1e-5
+    """Of the ball that `projected` stays in, the paper's epsilon."""
+    perturb_at: PerturbAt = "word_embeddings"
+    """Where: before positions and types are added and normalised, or after the embedding layer."""
+    share_dropout: bool = True
+    """Let all passes of a step share their dropout masks; if not, every pass draws its own, as in mt-dnn."""
+    detach_clean: bool = False
+    """Keep the clean output constant: gradients reach the weights through the perturbed one alone."""
+    detach_targets: bool = False
+    """Use the published code's gradient of the divergence instead of the true one."""
+
+    def validate(self, prefix: str) -> None:
+        """Raises ValueError where a value is out of range; `prefix` stands before the name of a field."""
+        check = Fields(self, f"{prefix}{{}}")
+        check.tasks("tasks")
+        check.number("weight", "step_size")
+        check.number("noise_std", "radius", above=True)
+        check.integer("warmup", low=0)
+        check.integer("steps", low=1)
+        check.flag("share_dropout", "detach_clean", "detach_targets")
+        for field_name, choices in (
+            ("decay", Decay),
+            ("update", Update),
+            ("norm", Norm),
+            ("level", Level),
+            ("perturb_at", PerturbAt),
+        ):
+            check.choice(field_name, get_args(choices))
+
+
+@dataclass(frozen=True)
+class BregmanConfig:
+    """Bregman proximal point: mu times how far a task's output moves from that of an average of past weights."""
+
+    tasks: str = "none"
+    """Tasks it is added to: none, all, or some of sst, qqp, sts joined by +."""
+    weight: float = 1.0
+    """Its weight in the loss, the paper's mu."""
+    beta: float = 0.99
+    """Momentum of the anchor: anchor = beta * anchor + (1 - beta) * weights after every optimizer step.
+    With 0 and one inner step the anchor is the weights themselves: the term then has no gradient, but for dropout."""
+    late_beta: float = 0.999
+    """Momentum after the early part of the run."""
+    early: float = 0.1
+    """The early part, as a share of the run's optimizer steps."""
+    inner_steps: int = 1
+    """Optimizer steps between two moves of the anchor."""
+
+    def validate(self, prefix: str) -> None:
+        """Raises ValueError where a value is out of range; `prefix` stands before the name of a field."""
+        check = Fields(self, f"{prefix}{{}}")
+        check.tasks("tasks")
+        check.number("weight")
+        check.number("beta", "late_beta", below=1)
+        check.number("early")
+        check.that("early", self.early <= 1, "a number from 0 to 1")
+        check.integer("inner_steps", low=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run; the defaults are the paper's."""
+
+    fused: bool = True
+    """Run the compiled C++ ops; --no-fused runs their PyTorch reference, which learns the same."""
+    recipe: str = "baseline"
+    """Named settings, several joined by +.
+    The paper's figure 2: baseline, pretrain, cosine, smart, smart-bregman, pretrain-smart-bregman, pretrain-cosine,
+    smart-bregman-cosine, pretrain-smart-bregman-cosine.
+    Its figure 8: dropout, stickland, smart-all.
+    With a step that is truly adversarial: smart-adv, smart-adv-bregman."""
+    tasks: str = "all"
+    """Tasks to train and evaluate: all, or some of sst, qqp, sts joined by +. The score is of all three; without it the
+    best epoch is the one of the highest mean of what the score would be made of."""
+    data: str = SAMPLE_DATA
+    """Folder with the course's files (ids-sst-train.csv, ...); "sample" is the embedded sample."""
+    model: str = AUTO_MODEL
+    """Encoder to start from: a folder, a hub id, "minilm" (the installed package), "small" (random weights).
+    "auto" is minilm where that is installed, else small."""
+    output: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: a new one in runs/)")] = None
+    """Folder for weights, metrics.json, losses.csv and predictions."""
+    overwrite: Annotated[bool, FlagCreatePairsOff] = False
+    """Replace the run that the output folder holds."""
+    sampler: Sampler = "round_robin"
+    """Whose turn it is. round_robin: every task's, one after the other.
+    annealed_deterministic: the largest set's alone for a while, then as round_robin (the paper's Stickland baseline).
+    annealed: at random, in proportion to the sets' sizes at first, nearly evenly in the end (Stickland & Murray)."""
+    solo_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as many as cycles)")] = None
+    """Batches of the largest set alone at the beginning of every epoch of annealed_deterministic."""
+    epochs: int = 10
+    """Epochs; after each one the dev split is evaluated and the best weights so far are kept."""
+    cycles: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: until the task with fewest batches is exhausted)")
+    ] = None
+    """Cycles per epoch; a cycle is one batch and one optimizer step of each task."""
+    seed: int = 11711
+    """Names the initial heads, the order of examples and the dropout masks."""
+    learning_rate: float = 3e-5
+    """AdamW's learning rate, constant after the warm-up."""
+    warmup: int = 0
+    """Optimizer steps over which the learning rate rises linearly from zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    batch_sst: int = 6
+    """Sentences per SST batch."""
+    batch_qqp: int = 40
+    """Pairs per QQP batch."""
+    batch_sts: int = 4
+    """Pairs per STS batch."""
+    eval_batch_size: int = 64
+    """Examples per batch when evaluating; changes speed only."""
+    precision: Precision = "fp32"
+    """Of weights and arithmetic."""
+    pooling: Pooling = "auto"
+    """What stands for a sentence; "auto" follows the checkpoint."""
+    sst_head: SstHead = "relu_hidden"
+    """Sentiment head: ReLU on a hidden layer, or on the logits (the other reading of the paper)."""
+    cosine: Cosine = "none"
+    """Similarity head. fusion: the cosine of the sentences, encoded one by one, joins what the pair says.
+    direct: that cosine is the score."""
+    head_dropout: float = 0.0
+    """Dropout before the output layer of each head."""
+    encoder_dropout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the checkpoint's)")] = (
+        None
+    )
+    """Dropout of the encoder, hidden states and attention alike."""
+    max_length: int = 512
+    """Longest sequence in word pieces; longer ones are cut, counted and named."""
+    strict_data: Annotated[bool, FlagCreatePairsOff] = False
+    """Make malformed rows and sequences that are too long an error."""
+    report: bool = True
+    """Write report.html and its figures into the output folder at the end."""
+    tensorboard: Annotated[bool, FlagCreatePairsOff] = False
+    """Write TensorBoard events into the output folder as well."""
+    smart: SmartConfig = field(default_factory=SmartConfig)
+    """SMART regularisation."""
+    bregman: BregmanConfig = field(default_factory=BregmanConfig)
+    """Bregman proximal point."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Additional pretraining before fine-tuning."""
+
+    def __post_init__(self) -> None:
+        check = Fields(self, "TrainConfig: {}")
+        check.integer("epochs", "batch_sst", "batch_qqp", "batch_sts", "eval_batch_size", low=1)
+        check.integer("cycles", low=1, optional=True)
+        check.integer("solo_steps", low=0, optional=True)
+        check.integer("seed", low=0, high=2**63 - 1)
+        check.integer("max_length", low=_SHORTEST)
+        check.integer("warmup", low=0)
+        check.flag("fused", "overwrite", "strict_data", "report", "tensorboard")
+        check.text("recipe", "data", "model")
+        check.tasks("tasks", none=False)
+        check.text("output", what="a folder", optional=True)
+        check.number("learning_rate", above=True)
+        check.number("weight_decay")
+        check.number("head_dropout", below=1)
+        if self.encoder_dropout is not None:
+            check.number("encoder_dropout", below=1)
+        for name, choices in (
+            ("precision", Precision),
+            ("pooling", Pooling),
+            ("sst_head", SstHead),
+            ("cosine", Cosine),
+            ("sampler", Sampler),
+        ):
+            check.choice(name, get_args(choices))
+        for name in PARTS:
+            part = getattr(self, name)
+            check.that(name, isinstance(part, PARTS[name]), "a configuration of its own")
+            part.validate(f"TrainConfig: {name}.")
+            part_check = Fields(part, f"TrainConfig: {name}.{{}}")
+            trained = part.tasks == "none" or bool(self._of_trained(part.tasks))
+            part_check.that("tasks", trained, f"some of the tasks that are trained, {'+'.join(self.trained_tasks)}")
+        recipe_values(self.recipe)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """A config from what the user set; everything else as `recipes` says.
+
+        Args:
+            values: by field; those of a part either as a mapping, {"smart": {"weight": 5}}, or by a name with a dot,
+                {"smart.weight": 5}.
+
+        Raises:
+            ValueError: an unknown key, recipe or model kind, or a value out of range; says what is valid.
+        """
+        given = _flat(values)
+        known = list(flat(cls()))
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f"TrainConfig: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
+        given = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
+        chosen = {key: given.get(key, getattr(cls, key)) for key in ("recipe", "data", "model")}
+        return cls(**nested({**default_values(**chosen), **given}))
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Batch size per task that is trained, in the order of a cycle."""
+        return {name: getattr(self, f"batch_{name}") for name in self.trained_tasks}
+
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The tasks that are trained and evaluated, in the order of a cycle."""
+        return task_names(self.tasks)
+
+    @property
+    def smart_tasks(self) -> tuple[str, ...]:
+        """The tasks that SMART regularises."""
+        return self._of_trained(self.smart.tasks)
+
+    @property
+    def bregman_tasks(self) -> tuple[str, ...]:
+        """The tasks with a Bregman term."""
+        return self._of_trained(self.bregman.tasks)
+
+    @property
+    def pretrain_tasks(self) -> tuple[str, ...]:
+        """The tasks whose texts additional pretraining reads."""
+        return self._of_trained(self.pretrain.tasks)
+
+    def _of_trained(self, tasks: str) -> tuple[str, ...]:
+        return tuple(name for name in task_names(tasks) if name in self.trained_tasks)
+
+
+PARTS: dict[str, type] = {"smart": SmartConfig, "bregman": BregmanConfig, "pretrain": PretrainConfig}
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """All settings by name, those of a part as "smart.weight"."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.name in PARTS:
+            values |= {f"{item.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+        else:
+            values[item.name] = value
+    return values
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `TrainConfig` from values by name; what is missing keeps its default."""
+    parts: dict[str, Any] = {name: kind() for name, kind in PARTS.items()}
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        name, dot, inner = key.partition(".")
+        if dot:
+            parts[name] = replace(parts[name], **{inner: value})
+        else:
+            plain[key] = value
+    return {**plain, **parts}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in PARTS:
+            given[key] = value
+            continue
+        if isinstance(value, PARTS[key]):
+            value = vars(value)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"TrainConfig: {key} is {value!r}, expected a mapping of its settings")
+        given |= {f"{key}.{inner}": content for inner, content in value.items()}
+    return given

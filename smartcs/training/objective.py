@@ -1,0 +1,130 @@
+"""What a training step minimises: the task's loss, SMART's regulariser and the Bregman term.
+
+    loss = task loss + lambda * R_s + mu * D        (SMARTCS paper, equations 1 and 3)
+
+Activations alive at once: the clean pass's, kept for the backward pass, and one more set, first the noise pass's (freed
+before the next begins), then the adversarial pass's. The anchor's pass keeps none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from smartcs.data.packing import PackedBatch
+from smartcs.model.multitask import MultitaskBert
+from smartcs.ops.random import DropoutKey
+from smartcs.smart import BetaSchedule, BregmanAnchor, SmartRegularizer, Smoothness, WeightSchedule
+from smartcs.training.config import TrainConfig
+from smartcs.training.metrics import task_loss
+
+# l_s of each task: on class probabilities, on the probability of a paraphrase, on the score.
+SMOOTHNESS: dict[str, Smoothness] = {"sst": "categorical", "qqp": "bernoulli", "sts": "squared"}
+_NOISE_SITE = 2**16 - 1  # the stream of SMART's noise; dropout uses the ones below
+
+
+class Loss(NamedTuple):
+    """The terms of a step's loss, 0-dim tensors; None where a step has no such term.
+
+    total: what is minimised. task: the task's loss. smart, bregman: the terms before their weights. alignment,
+    perturbation: the cosine between SMART's perturbation and the gradient it ascends, and its norm (means over tokens
+    or sentences).
+    """
+
+    total: Tensor
+    task: Tensor
+    smart: Tensor | None = None
+    alignment: Tensor | None = None
+    perturbation: Tensor | None = None
+    bregman: Tensor | None = None
+
+
+class Objective:
+    """The loss of a model as a configuration says; holds the regularisers and the anchor.
+
+    Args:
+        config: its `smart`, `bregman` and `seed`.
+        model: the model that is trained; the anchor starts as its copy.
+        steps: optimizer steps of the whole run, for the schedules of lambda and beta.
+    """
+
+    def __init__(self, config: TrainConfig, model: MultitaskBert, steps: int) -> None:
+        self.config, self.model = config, model
+        smart, bregman = config.smart, config.bregman
+        self.regularizers = {
+            task: SmartRegularizer(
+                step_size=smart.step_size,
+                noise_std=smart.noise_std,
+                radius=smart.radius,
+                norm=smart.norm,
+                steps=smart.steps,
+                update=smart.update,
+                level=smart.level,
+                loss=SMOOTHNESS[task],
+                detach_targets=smart.detach_targets,
+                detach_clean=smart.detach_clean,
+                seed=config.seed,
+            )
+            for task in config.smart_tasks
+        }
+        self.weight = WeightSchedule(smart.weight, smart.warmup, smart.decay, steps)
+        self.anchor: BregmanAnchor | None = None
+        if config.bregman_tasks:
+            beta = BetaSchedule(early=bregman.beta, late=bregman.late_beta, switch_step=round(bregman.early * steps))
+            self.anchor = BregmanAnchor(model, beta, inner_steps=bregman.inner_steps)
+
+    def __call__(self, task: str, batch: PackedBatch, labels: Tensor, step: int) -> Loss:
+        """The loss of a batch at optimizer step `step`, counted from 0, which names all its random numbers."""
+        key = DropoutKey(self.config.seed, step)
+        output = self.model(task, batch, key)
+        loss = task_loss(task, output, labels)
+        terms = Loss(loss, loss)
+        if task in self.regularizers:
+            value = self._smart(task, batch, output, key)
+            last = self.regularizers[task].last
+            assert last is not None
+            terms = terms._replace(
+                total=terms.total + self.weight(step) * value,
+                smart=last.value,
+                alignment=last.alignment,
+                perturbation=last.perturbation,
+            )
+        if self.anchor is not None and task in self.config.bregman_tasks:
+            divergence = self.anchor.divergence(output, task, batch, loss=SMOOTHNESS[task])
+            terms = terms._replace(
+                total=terms.total + self.config.bregman.weight * divergence, bregman=divergence.detach()
+            )
+        return terms
+
+    def after_step(self) -> None:
+        """To be called after every optimizer step: moves the anchor."""
+        if self.anchor is not None:
+            self.anchor.update()
+
+    def metrics(self) -> dict[str, Any]:
+        """`smart`: per task steps, fallbacks and means; `bregman`: steps and mean divergence; None where not used."""
+        return {
+            "smart": {task: reg.statistics() for task, reg in self.regularizers.items()} or None,
+            "bregman": None if self.anchor is None else self.anchor.statistics(),
+        }
+
+    def _smart(self, task: str, batch: PackedBatch, output: Tensor, key: DropoutKey) -> Tensor:
+        smart, encoded = self.config.smart, self.model.encoder_input(task, batch)
+        word = self.model.bert.embeddings.word.weight
+        passes = 0
+
+        def forward(offset: Tensor) -> Tensor:
+            nonlocal passes
+            passes += 1
+            masks = key if smart.share_dropout else key.another(passes)
+            return self.model(task, batch, masks, perturbation=offset, perturb_at=smart.perturb_at)
+
+        value: Tensor = self.regularizers[task].from_offsets(
+            forward,
+            word.new_empty((encoded.num_tokens, word.shape[1])),
+            output,
+            cu_seqlens=encoded.cu_seqlens,
+            stream=key.stream(_NOISE_SITE),
+        )
+        return value
