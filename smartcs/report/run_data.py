@@ -1,0 +1,146 @@
+"""What a run's folder says, as the report needs it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smartcs.data.examples import TASKS
+from smartcs.model.files import CheckpointError, read_json
+from smartcs.training.run_folder import LOSSES, METRICS
+
+_REQUIRED = ("step", "epoch", "task", "loss")
+_OPTIONAL = ("smart", "alignment", "perturbation", "bregman")
+
+
+@dataclass
+class Curve:
+    """Values of one task by optimizer step, in the order of the steps."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as it lies in its folder, finished or not.
+
+    Attributes:
+        folder: the run's folder.
+        metrics: metrics.json.
+        curves: column of losses.csv -> task -> its curve; no entry for what no step has.
+        epoch_ends: epoch -> its last step in losses.csv.
+        last_step: the last step in losses.csv, 0 where there is none.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    curves: dict[str, dict[str, Curve]]
+    epoch_ends: dict[int, int]
+    last_step: int
+
+    @classmethod
+    def read(cls, folder: Path) -> RunData:
+        """Reads metrics.json and, where there is one, losses.csv.
+
+        Raises:
+            CheckpointError: the folder holds no metrics.json, or one of the files is damaged.
+        """
+        path = folder / METRICS
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no {METRICS}: expected the output folder of a training run")
+        return cls(folder, read_json(path), *_read_losses(folder / LOSSES))
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """One entry per epoch that was evaluated."""
+        return self.metrics.get("epochs") or []
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, nested settings as "smart.weight"."""
+        return flat(self.metrics.get("config") or {})
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name, empty where the configuration has none."""
+        return str(self.config.get("recipe", ""))
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether this is a run of masked language modelling alone."""
+        return "mlm_loss" in self.metrics
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """How many epochs the configuration asks for."""
+        return self.config.get("pretrain.epochs" if self.is_pretraining else "epochs")
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """A section of metrics.json, {} where it is absent or null."""
+        value: Any = self.metrics
+        for name in names:
+            value = (value or {}).get(name)
+        return value or {}
+
+
+def anchor_divergence(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Task -> mean divergence from the Bregman anchor, of a run's metrics; one mean over several is called all."""
+    found = (metrics.get("bregman") or {}).get("anchor_divergence")
+    if found is None:
+        return {}
+    if isinstance(found, Mapping):
+        return {task: value for task, value in found.items() if value is not None}
+    tasks = str(flat(metrics.get("config") or {}).get("bregman.tasks"))
+    return {tasks if tasks in TASKS else "all": float(found)}
+
+
+def task_label(task: str) -> str:
+    """A task's name as people read it."""
+    return task.upper() if task in TASKS else f"{task} tasks"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested object as one of dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def _read_losses(path: Path) -> tuple[dict[str, dict[str, Curve]], dict[int, int], int]:
+    curves: dict[str, dict[str, Curve]] = {}
+    ends: dict[int, int] = {}
+    step = 0
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not UTF-8 ({error})") from None
+    # A run that was killed may leave half a line at the end.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    reader = csv.DictReader(lines)
+    missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    if lines and missing:
+        raise CheckpointError(f"{path}: no column {', '.join(missing)}")
+    for row in reader:
+        try:
+            step, epoch, task = int(row["step"]), int(row["epoch"]), row["task"]
+            values = {name: float(row[name]) for name in ("loss", *_OPTIONAL) if row.get(name)}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}, line {reader.line_num}: {error}") from None
+        if task not in TASKS:
+            raise CheckpointError(f"{path}, line {reader.line_num}: task is {task!r}, expected {', '.join(TASKS)}")
+        ends[epoch] = step
+        for name, value in values.items():
+            if math.isfinite(value):
+                curve = curves.setdefault(name, {}).setdefault(task, Curve())
+                curve.steps.append(step)
+                curve.values.append(value)
+    return {name: {task: by[task] for task in TASKS if task in by} for name, by in curves.items()}, ends, step
