@@ -85,8 +85,10 @@ $(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# smart-pytorch, a peer the tests compare with, without its dependency: old type stubs that would mislead mypy.
 $(STAMPS)/test: $(INSTALLED) $(STAMPS)/minilm
 	$(PIP) --quiet 'smartcs[test]'
+	$(PIP) --quiet --no-deps smart-pytorch
 	@touch $@
 
 $(STAMPS)/dev: $(INSTALLED)

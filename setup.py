@@ -31,7 +31,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = "2.11"
 OLDEST_CMAKE = (3, 21)
-DEPENDENCIES = ["numpy", "tokenizers", "safetensors", "huggingface_hub", "tyro", "rich"]
+DEPENDENCIES = ["numpy", "tokenizers", "safetensors", "huggingface_hub", "tyro", "rich", "matplotlib", "jinja2"]
 
 # Run by an interpreter to say which torch it would import, without importing it (seconds, and it may be broken).
 FIND_TORCH = """
@@ -251,7 +251,7 @@ setup(
     ],
     # kernels/ stands at the top of the checkout, but a top-level import "kernels" belongs to another project.
     package_dir={"smartcs": "smartcs", "smartcs.kernels": "kernels"},
-    package_data={"": ["*.json", "*.txt", "*.csv", "*.html", "py.typed"]},
+    package_data={"": ["*.json", "*.txt", "*.csv", "*.html", "*.j2", "py.typed"]},
     install_requires=[torch_requirement, *DEPENDENCIES],
     setup_requires=build_requirements,
     ext_modules=[] if PROBLEM else [Extension("smartcs._C", sources=[])],
