@@ -8,8 +8,8 @@ from dataclasses import fields
 import tyro
 
 from smartcs.training.commandline import UsageError, run_command
-from smartcs.training.memory import keep_freed_memory
 from smartcs.training.config import TrainConfig, nested
+from smartcs.training.memory import keep_freed_memory
 from smartcs.training.recipes import default_values
 from smartcs.training.run import train
 

@@ -5,30 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from smartcs.data.examples import TASKS
 from smartcs.report import run_details, run_results
 from smartcs.report.drawing import house_style
 from smartcs.report.page import DASH, Section, figure_text, write_page
 from smartcs.report.run_data import RunData
 from smartcs.report.training_figures import FIGURES
 from smartcs.training.recipes import AUTO_MODEL
-
-PICTURES = (
-    "headline",
-    *(f"loss-{task}" for task in TASKS),
-    "dev-figures",
-    "sst-confusion",
-    "sst-recall",
-    "sst-precision",
-    "sst-adjacent",
-    "qqp-confusion",
-    "sts-histogram",
-    "time-parts",
-    "time-epochs",
-    *(f"smart-{column}" for column in ("alignment", "perturbation", "smart", "bregman")),
-    "pretrain-loss",
-)
-"""Every picture that the page of a run can have."""
+from smartcs.training.run_folder import PICTURES
 
 
 def write_run_report(folder: str | Path) -> Path:

@@ -28,6 +28,22 @@ LOSSES = "losses.csv"
 REPORT = "report.html"
 PRETRAINED = "pretrained"
 PREDICTIONS = "predictions"
+# Every picture that the report of a run can have.
+PICTURES = (
+    "headline",
+    *(f"loss-{task}" for task in TASKS),
+    "dev-figures",
+    "sst-confusion",
+    "sst-recall",
+    "sst-precision",
+    "sst-adjacent",
+    "qqp-confusion",
+    "sts-histogram",
+    "time-parts",
+    "time-epochs",
+    *(f"smart-{column}" for column in ("alignment", "perturbation", "smart", "bregman")),
+    "pretrain-loss",
+)
 # Everything a run writes. A folder with one of the first group holds a run.
 _MARKS = (CONFIG, METRICS, LOSSES, HEADS_CONFIG)
 _RUN_FILES = (
@@ -38,6 +54,7 @@ _RUN_FILES = (
     "1_Pooling/config.json",
     *TOKENIZER_FILES,
     REPORT,
+    *(f"figures/{name}.png" for name in PICTURES),
     *(f"{PRETRAINED}/{name}" for name in (LOSSES, "config.json", "model.safetensors", *TOKENIZER_FILES)),
     f"{PRETRAINED}/1_Pooling/config.json",
     *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
@@ -96,6 +113,8 @@ def clear_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for events in folder.glob("tensorboard/events.out.tfevents.*"):
+        events.unlink()
 
 
 def start_folder(folder: Path, config: TrainConfig) -> None:
