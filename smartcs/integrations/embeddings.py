@@ -1,0 +1,127 @@
+"""Word embeddings of any model, watched and perturbed in place, and passes that are exact enough to see it.
+
+A forward hook on the embedding module leaves everything around it as it is: position ids, token types, padding,
+whatever the architecture computes from ``input_ids``. Handing in ``inputs_embeds`` instead would change some of it
+(RoBERTa counts positions by the padding id).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EmbeddingCalls:
+    """What the word embeddings returned during a pass.
+
+    Attributes:
+        output: of the last call, detached; None before the first call.
+        autocast: whether autocast was on in it.
+    """
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self.autocast = False
+
+    def record(self, output: Tensor) -> None:
+        """Notes one call's output.
+
+        Raises:
+            ValueError: another call's output had another shape, so which of them are the sentence's words is unknown.
+        """
+        if self.output is not None and self.output.shape != output.shape:
+            raise ValueError(
+                f"the input embeddings were called with results of shape {tuple(self.output.shape)} and "
+                f"{tuple(output.shape)} in one pass, expected one shape: which of them to perturb is unknown"
+            )
+        self.output = output.detach()
+        self.autocast = torch.is_autocast_enabled(output.device.type)
+
+
+@contextmanager
+def watched(embedding: nn.Module) -> Iterator[EmbeddingCalls]:
+    """Records the calls of ``embedding`` while the context lasts."""
+    calls = EmbeddingCalls()
+    handle = embedding.register_forward_hook(lambda module, inputs, output: calls.record(output))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def perturbed(embedding: nn.Module, offset: Tensor) -> Iterator[None]:
+    """Adds ``offset`` to the result of every call of ``embedding`` while the context lasts.
+
+    Raises:
+        RuntimeError: at the call, where autocast is on: the offset would be lost in the first matrix product.
+        ValueError: at the call, where the result's shape is not that of ``offset``.
+    """
+
+    def add(module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(output.device.type):
+            raise RuntimeError(
+                "autocast is on in the model's forward, where a perturbation would be rounded away; "
+                "enter autocast around the call of the model, or through accelerate"
+            )
+        if output.shape != offset.shape:
+            raise ValueError(
+                f"the input embeddings returned shape {tuple(output.shape)} in the perturbed pass, "
+                f"expected {tuple(offset.shape)} as in the pass without perturbation"
+            )
+        return output + offset
+
+    handle = embedding.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def plain(*modules: nn.Module) -> Iterator[None]:
+    """Calls of the modules run as written and in the precision of their weights: not compiled, no autocast, no TF32.
+
+    accelerate's mixed precision enters autocast inside ``model.forward``, which it replaces, and keeps the original of;
+    the original takes its place meanwhile.
+    """
+    with ExitStack() as stack:
+        for device_type in {parameter.device.type for module in modules for parameter in module.parameters()}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        for module in modules:
+            values = module.__dict__
+            if "forward" in values and "_original_forward" in values:
+                stack.enter_context(_replaced(values, "forward", values["_original_forward"]))
+            if values.get("_compiled_call_impl") is not None:
+                stack.enter_context(_replaced(values, "_compiled_call_impl", None))
+        stack.enter_context(_ieee_matmul())
+        yield
+
+
+@contextmanager
+def _replaced(values: dict[str, object], name: str, value: object) -> Iterator[None]:
+    before = values[name]
+    values[name] = value
+    try:
+        yield
+    finally:
+        values[name] = before
+
+
+@contextmanager
+def _ieee_matmul() -> Iterator[None]:
+    """TF32, and bf16 in place of float32, keep 10 and 7 bits of a float32 factor. Both are off by default."""
+    backends: Any = torch.backends
+    flags = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    lowered = [(flag, flag.fp32_precision) for flag in flags if flag.fp32_precision not in ("none", "ieee")]
+    for flag, _ in lowered:
+        flag.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for flag, precision in lowered:
+            flag.fp32_precision = precision
