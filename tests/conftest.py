@@ -1,6 +1,71 @@
-"""What every test can rely on."""
+"""What every test can rely on, and a model and a data folder small enough to train in a second."""
 
+import importlib
+import io
 import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import small_config
+
+import smartcs
+from smartcs import BertModel
+from smartcs.data.examples import DataFolder, Examples
+from smartcs.data.formats import save_folder
+from smartcs.data.sample import sample_folder, sample_tokenizer
+from smartcs.training.commandline import run_command
 
 # A shell's background jobs start with SIGINT ignored, and so would every process the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SIZES = {"train": 48, "dev": 24, "test": 16}
+
+
+def first(examples: Examples, count: int) -> Examples:
+    return replace(examples, ids=examples.ids[:count], texts=examples.texts[:count], labels=examples.labels[:count])
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m smartcs.NAME ARGS` in this process: exit code, stdout, stderr."""
+
+    def run(name, *arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        monkeypatch.setenv("COLUMNS", "100")
+        backend = smartcs.get_backend()
+        try:
+            with pytest.raises(SystemExit) as exit_info:
+                run_command(importlib.import_module(f"smartcs.{name}").main)
+        finally:
+            smartcs.set_backend(backend)
+        captured = capsys.readouterr()
+        return exit_info.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory) -> Path:
+    """Course files with the first rows of the sample."""
+    sample, folder = sample_folder(), tmp_path_factory.mktemp("data")
+    splits = {
+        split: {task: first(examples, count) for task, examples in getattr(sample, split).items()}
+        for split, count in SIZES.items()
+    }
+    save_folder(DataFolder("part of the sample", **splits), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A random encoder of 2 layers and hidden size 32 with the sample's tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(small_config()).save_pretrained(folder, sample_tokenizer())
+    return folder

@@ -55,7 +55,9 @@ def _summary(run: RunData) -> str:
         parts.append(f"data {run.section('data')['source']}")
     if run.planned_epochs is not None:
         cycles = run.metrics.get("cycles_per_epoch")
-        parts.append(f"{run.planned_epochs} epochs" + (f" of {cycles:,} cycles" if cycles else ""))
+        parts.append(
+            f"{run.planned_epochs} epoch{'s'[: run.planned_epochs != 1]}" + (f" of {cycles:,} cycles" if cycles else "")
+        )
     if run.metrics.get("steps") is not None:
         parts.append(f"{run.metrics['steps']:,} optimizer steps")
     if config.get("seed") is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from smartcs._interrupt import INTERRUPTED, interrupt_as_usual
 from smartcs.data.examples import DataError
 from smartcs.model.files import CheckpointError, ModelSourceError
-from smartcs.training.trainer import NonFiniteLossError
+from smartcs.training.steps import NonFiniteLossError
 
 
 def run_command(command: Callable[[], int]) -> None:

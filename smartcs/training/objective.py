@@ -8,7 +8,7 @@ before the next begins), then the adversarial pass's. The anchor's pass keeps no
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,26 +18,11 @@ from smartcs.ops.random import DropoutKey
 from smartcs.smart import BetaSchedule, BregmanAnchor, SmartRegularizer, Smoothness, WeightSchedule
 from smartcs.training.config import TrainConfig
 from smartcs.training.metrics import task_loss
+from smartcs.training.steps import Loss
 
 # l_s of each task: on class probabilities, on the probability of a paraphrase, on the score.
 SMOOTHNESS: dict[str, Smoothness] = {"sst": "categorical", "qqp": "bernoulli", "sts": "squared"}
 _NOISE_SITE = 2**16 - 1  # the stream of SMART's noise; dropout uses the ones below
-
-
-class Loss(NamedTuple):
-    """The terms of a step's loss, 0-dim tensors; None where a step has no such term.
-
-    total: what is minimised. task: the task's loss. smart, bregman: the terms before their weights. alignment,
-    perturbation: the cosine between SMART's perturbation and the gradient it ascends, and its norm (means over tokens
-    or sentences).
-    """
-
-    total: Tensor
-    task: Tensor
-    smart: Tensor | None = None
-    alignment: Tensor | None = None
-    perturbation: Tensor | None = None
-    bregman: Tensor | None = None
 
 
 class Objective:

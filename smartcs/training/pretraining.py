@@ -5,8 +5,7 @@ Source: the SMARTCS paper, sections 4 and 5.2. `Pretrainer` takes the steps, `pr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 
 from smartcs.data.encode import EncodedTask
 from smartcs.data.examples import DataError
-from smartcs.data.masking import MaskedTask, TokenMasker
+from smartcs.data.masking import MaskedBatch, MaskedTask, TokenMasker
 from smartcs.data.sampling import RoundRobinSampler
 from smartcs.model.bert import BertModel
 from smartcs.model.mlm import MaskedLanguageModel, masked_loss
@@ -28,13 +27,12 @@ from smartcs.training.optim import AdamW
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.progress import Progress, clock, make_progress
 from smartcs.training.run_folder import LossLog
-from smartcs.training.trainer import PARTS, NonFiniteLossError, Step
+from smartcs.training.steps import Loss, StepLoop
 
 _FIRST_DEV_STEP = 2**62  # names the masking of dev; training counts from 0 and never gets there
-_SHOWN = 5  # examples that an error names before the rest is only counted
 
 
-class Pretrainer:
+class Pretrainer(StepLoop[MaskedBatch]):
     """Trains an encoder to name hidden tokens.
 
     Two pretrainers of equal arguments take the same steps, as `Trainer` does: batches, hidden tokens and dropout masks
@@ -54,12 +52,11 @@ class Pretrainer:
         DataError: a task has no word piece to hide.
 
     Attributes:
-        step: optimizer steps taken.
-        tokens: word pieces read, hidden ones among them.
         hidden: word pieces hidden, on which the loss is.
-        seconds: time spent in the steps, by part: data, forward, backward, optimizer.
         history: one entry per evaluated epoch: figures of `evaluate`, mean training losses, seconds.
     """
+
+    _where = "in pretraining, "
 
     def __init__(
         self,
@@ -77,7 +74,7 @@ class Pretrainer:
         names = task_names(settings.tasks)
         self.settings, self.seed, self.eval_batch_size = settings, seed, eval_batch_size
         self.batch_sizes = {name: batch_sizes[name] for name in names}
-        self.data = {name: train[name] for name in names}
+        data = {name: train[name] for name in names}
         self.masker = TokenMasker(tokenizer, strategy=settings.strategy, fraction=settings.fraction, seed=seed)
         for split, tasks in (("train", train), ("dev", dev)):
             for name in names:
@@ -89,52 +86,25 @@ class Pretrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = MaskedLanguageModel(bert, settings.head)
-        self.optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
-        self.sampler = RoundRobinSampler(
-            {name: len(task) for name, task in self.data.items()}, self.batch_sizes, seed=seed, cycles=settings.cycles
+        optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
+        sampler = RoundRobinSampler(
+            {name: len(task) for name, task in data.items()}, self.batch_sizes, seed=seed, cycles=settings.cycles
         )
-        self.step = self.tokens = self.hidden = 0
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        super().__init__(data, sampler, optimizer, settings.learning_rate)
+        self.hidden = 0
         self.history: list[dict[str, Any]] = []
 
-    def epoch(self) -> Iterator[Step]:
-        """Takes the steps of one epoch, yielding after each.
-
-        Raises:
-            NonFiniteLossError: a loss is NaN or infinite; names the step and the examples.
-        """
-        epoch, first = self.sampler.epoch + 1, self.step
+    def _begin(self) -> None:
         self.model.train(self.settings.dropout)  # dropout is all that the two modes differ in
-        batches = self.sampler.batches()
-        while True:
-            begin = perf_counter()
-            drawn = next(batches, None)
-            if drawn is None:
-                return
-            task, rows = drawn
-            masked = self.masker(self.data[task].batch(rows)[0], self.step)
-            times = [begin, perf_counter()]
 
-            loss = self.model.loss(masked, DropoutKey(self.seed, self.step))
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteLossError(self._describe_failure(task, value, epoch, rows))
-            times.append(perf_counter())
+    def _load(self, task: str, rows: np.ndarray) -> tuple[MaskedBatch, int]:
+        masked = self.masker(self.data[task].batch(rows)[0], self.step)
+        self.hidden += len(masked.targets)
+        return masked, masked.batch.num_tokens
 
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            times.append(perf_counter())
-
-            self.optimizer.step()
-            times.append(perf_counter())
-
-            for part, start, end in zip(PARTS, times, times[1:], strict=False):
-                self.seconds[part] += end - start
-            cycle = (self.step - first) // len(self.data) + 1
-            self.step += 1
-            self.tokens += masked.batch.num_tokens
-            self.hidden += len(masked.targets)
-            yield Step(self.step, epoch, cycle, task, value, masked.batch.num_tokens, times[-1] - begin)
+    def _loss(self, task: str, batch: MaskedBatch) -> Loss:
+        loss = self.model.loss(batch, DropoutKey(self.seed, self.step))
+        return Loss(loss, loss)
 
     def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """The model on the dev split without dropout, the same tokens hidden every time, as in training.
@@ -200,15 +170,6 @@ class Pretrainer:
             f"pretraining: masked language modelling, {hidden} hidden ({strategy}), {settings.epochs} x "
             f"{self.sampler.cycles} cycles, batches {batches}, learning rate {settings.learning_rate:g}, "
             f"{'with' if settings.dropout else 'no'} dropout, head from {settings.head} weights"
-        )
-
-    def _describe_failure(self, task: str, value: float, epoch: int, rows: np.ndarray) -> str:
-        ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
-        if len(rows) > _SHOWN:
-            ids += f" and {len(rows) - _SHOWN} more"
-        return (
-            f"the pretraining loss is {value} at step {self.step + 1} (epoch {epoch}, {task}) on the examples {ids}; "
-            f"the learning rate is {self.settings.learning_rate:g}, a lower one may help"
         )
 
 

@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from smartcs.data.examples import TASKS
-from smartcs.training.trainer import Step
+from smartcs.training.steps import Step
 
 _LOG_SECONDS = 10.0
 _WINDOW = 60  # steps over which losses and speed are averaged: twenty cycles of three tasks

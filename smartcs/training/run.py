@@ -32,8 +32,9 @@ from smartcs.training.progress import Progress, clock, make_progress
 from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
 from smartcs.training.run_folder import PREDICTIONS, PRETRAINED, LossLog, choose_folder, start_folder, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
+from smartcs.training.steps import NonFiniteLossError
 from smartcs.training.tables import figures_line, figures_table
-from smartcs.training.trainer import NonFiniteLossError, Trainer
+from smartcs.training.trainer import Trainer
 
 _LISTED_ROWS = 100  # skipped rows that metrics.json names; it counts all of them
 

@@ -20,7 +20,7 @@ from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.predictions import file_name
 from smartcs.training.recipes import SAMPLE_DATA
-from smartcs.training.trainer import Step
+from smartcs.training.steps import Step
 
 CONFIG = "train_config.json"
 METRICS = "metrics.json"

@@ -5,31 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import small_multitask as model
 from transformers import BertModel as TransformersBert
 
 import smartcs
-from smartcs import BertConfig, BertModel, DropoutKey, HeadConfig, MultitaskBert
-from smartcs.data.sample import sample_tokenizer
+from smartcs import DropoutKey, HeadConfig, MultitaskBert
 from smartcs.model.files import CheckpointError, ModelSourceError
 
 SENTENCES = ["a fine film", "a dull, slow and endless film", "the soup was good"]
 PAIRS = [("a fine film", "a good film"), ("the soup was cold", "the train was late")]
-
-
-def model(**heads) -> MultitaskBert:
-    torch.manual_seed(0)
-    tokenizer = sample_tokenizer()
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        pooling="mean",
-    )
-    return MultitaskBert(BertModel(config), HeadConfig(**heads), tokenizer).eval()
 
 
 def batch_of(m: MultitaskBert, task: str, texts):

@@ -177,7 +177,9 @@ def test_what_cannot_be_parsed(command, arguments):
 
 def test_divergence(command, flags, tmp_path):
     code, _, err = command("pretrain", *flags, "--learning-rate", "1e30")
-    assert code == 1 and re.search(r"the pretraining loss is (nan|inf) at step \d+ \(epoch 1, \w+\)", error_line(err))
+    assert code == 1 and re.search(
+        r"in pretraining, the \w+ loss is (nan|inf) at step \d+ \(epoch 1\)", error_line(err)
+    )
     metrics = json.loads((tmp_path / "pre" / "metrics.json").read_text())
     assert metrics["diverged"] and metrics["finished"] and not (tmp_path / "pre" / "model.safetensors").exists()
 

@@ -19,7 +19,7 @@ from smartcs.training.interrupt import StopRequest
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.trainer import NonFiniteLossError
+from smartcs.training.steps import NonFiniteLossError
 
 QUIET = Console(quiet=True)
 
@@ -212,7 +212,7 @@ def test_non_finite_loss_names_step_task_and_examples(pretrainer):
     before = one.model.bert.embeddings.word.weight.clone()
     with pytest.raises(
         NonFiniteLossError,
-        match=r"the pretraining loss is nan at step 5 \(epoch 1, qqp\).*( qqp-train-00\d\d,?){5} and 5 more; "
+        match=r"in pretraining, the qqp loss is nan at step 5 \(epoch 1\).*( qqp-train-00\d\d,?){5} and 5 more; "
         "the learning rate is 0.001",
     ):
         next(steps)

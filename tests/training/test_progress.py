@@ -7,7 +7,7 @@ from rich.console import Console
 
 from smartcs.training import progress as module
 from smartcs.training.progress import clock, make_progress
-from smartcs.training.trainer import Step
+from smartcs.training.steps import Step
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.run import train
 from smartcs.training.run_folder import read_config
 from smartcs.training.setup import encode_split, load_data
-from smartcs.training.trainer import NonFiniteLossError, Trainer
+from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.trainer import Trainer
 
 WEIGHTS = ("model.safetensors", "heads.safetensors", "config.json", "smartcs.json", "tokenizer.json")
 

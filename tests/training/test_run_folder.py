@@ -10,7 +10,7 @@ from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.run_folder import LossLog, choose_folder, read_config, start_folder, write_metrics
 from smartcs.training.setup import load_data
-from smartcs.training.trainer import Step
+from smartcs.training.steps import Step
 
 
 def test_without_output_the_next_free_folder(tmp_path, monkeypatch):

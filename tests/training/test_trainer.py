@@ -14,7 +14,8 @@ from transformers import BertModel as TransformersBert
 import smartcs
 from smartcs.training.metrics import task_loss
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.trainer import NonFiniteLossError, Trainer
+from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.trainer import Trainer
 
 
 def trainer(config) -> Trainer:

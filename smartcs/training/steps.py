@@ -1,0 +1,160 @@
+"""The loop that fine-tuning and pretraining share: a batch, its loss, a backward pass, an update."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smartcs.data.encode import EncodedTask
+from smartcs.data.sampling import RoundRobinSampler
+
+PARTS = ("data", "forward", "backward", "optimizer")
+_SHOWN = 5  # examples that an error names before the rest is only counted
+
+Batch = TypeVar("Batch")
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss is NaN or infinite; the weights are those before this step's update."""
+
+
+class Loss(NamedTuple):
+    """The terms of a step's loss, 0-dim tensors; None where a step has no such term.
+
+    total: what is minimised. task: the task's loss. smart, bregman: the terms before their weights. alignment,
+    perturbation: the cosine between SMART's perturbation and the gradient it ascends, and its norm (means over tokens
+    or sentences).
+    """
+
+    total: Tensor
+    task: Tensor
+    smart: Tensor | None = None
+    alignment: Tensor | None = None
+    perturbation: Tensor | None = None
+    bregman: Tensor | None = None
+
+
+class Step(NamedTuple):
+    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1.
+
+    `loss` is the task's; `smart`, `alignment`, `perturbation` and `bregman` are the other terms of `Loss`.
+    """
+
+    step: int
+    epoch: int
+    cycle: int
+    task: str
+    loss: float
+    tokens: int
+    seconds: float
+    smart: float | None = None
+    alignment: float | None = None
+    perturbation: float | None = None
+    bregman: float | None = None
+
+    def terms(self) -> dict[str, float | None]:
+        """The terms beside the task's loss, by name."""
+        return {name: getattr(self, name) for name in ("smart", "alignment", "perturbation", "bregman")}
+
+
+class StepLoop(ABC, Generic[Batch]):
+    """Takes optimizer steps on the batches that a sampler hands out.
+
+    Args:
+        data: the tasks of a cycle.
+        sampler: of the same tasks.
+        optimizer: of the weights that `_loss` depends on; its groups' "lr" is `learning_rate` when this is made.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: word pieces trained on.
+        seconds: time spent in the steps, by part: data, forward, backward, optimizer.
+    """
+
+    _where = ""  # begins the message of a failure
+
+    def __init__(
+        self,
+        data: Mapping[str, EncodedTask],
+        sampler: RoundRobinSampler,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: float,
+    ) -> None:
+        self.data, self.sampler, self.optimizer, self.learning_rate = data, sampler, optimizer, learning_rate
+        self.step = 0
+        self.tokens = 0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def epoch(self) -> Iterator[Step]:
+        """Takes the steps of one epoch, yielding after each.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite; names the step and the examples.
+        """
+        epoch, first = self.sampler.epoch + 1, self.step
+        self._begin()
+        batches = self.sampler.batches()
+        while True:
+            begin = perf_counter()
+            drawn = next(batches, None)
+            if drawn is None:
+                return
+            task, rows = drawn
+            batch, tokens = self._load(task, rows)
+            times = [begin, perf_counter()]
+
+            terms = self._loss(task, batch)
+            total, value, *others = (None if term is None else term.item() for term in terms)
+            assert total is not None and value is not None
+            if not math.isfinite(total):
+                raise NonFiniteLossError(self._describe_failure(task, value, total, epoch, rows))
+            times.append(perf_counter())
+
+            terms.total.backward()
+            del terms
+            times.append(perf_counter())
+
+            self._update()
+            times.append(perf_counter())
+
+            for part, start, end in zip(PARTS, times, times[1:], strict=False):
+                self.seconds[part] += end - start
+            cycle = max(0, self.step - first - self.sampler.solo_steps) // len(self.data) + 1
+            self.step += 1
+            self.tokens += tokens
+            yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Sets the mode of the model."""
+
+    @abstractmethod
+    def _load(self, task: str, rows: np.ndarray) -> tuple[Batch, int]:
+        """The batch of these examples, and its number of word pieces."""
+
+    @abstractmethod
+    def _loss(self, task: str, batch: Batch) -> Loss:
+        """The loss of the batch, with its graph."""
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        # To None, not to zero: AdamW then leaves the heads of the other tasks alone, and no gradient takes room
+        # beside the next step's activations.
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _describe_failure(self, task: str, value: float, total: float, epoch: int, rows: np.ndarray) -> str:
+        ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
+        if len(rows) > _SHOWN:
+            ids += f" and {len(rows) - _SHOWN} more"
+        what = f"{task} loss with its regularisers is {total}" if math.isfinite(value) else f"{task} loss is {value}"
+        return (
+            f"{self._where}the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
+            f"the learning rate is {self.learning_rate:g}, a lower one may help"
+        )
