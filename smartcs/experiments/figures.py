@@ -1,0 +1,226 @@
+"""What every table of the paper consists of: its rows as recipes and settings, and the figures it prints.
+
+Source: the SMARTCS paper, figures 2, 3, 6, 7, 8 and section 5.2; the figures themselves are in
+`smartcs.training.paper`. Rows marked `extra` are not in the paper's table; they run where they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from smartcs.training import paper
+from smartcs.training.recipes import recipe_values
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a system or a setting.
+
+    Attributes:
+        name: unique within the experiment; the folder of its runs.
+        label: as people read it, where the paper has a name the paper's.
+        recipe: of `smartcs.training.recipes`.
+        settings: values of `TrainConfig` by name that make the row what it is, on top of the recipe.
+        paper: the paper's figures by the names of `smartcs.report.comparison.QUANTITIES`; empty where it has none.
+        extra: not in the paper's table.
+        note: what a reader must know of it.
+    """
+
+    name: str
+    label: str
+    recipe: str = "baseline"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, float] = field(default_factory=dict)
+    extra: bool = False
+    note: str = ""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether additional pretraining comes before fine-tuning."""
+        return bool({**recipe_values(self.recipe), **self.settings}.get("pretrain.epochs"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table of the paper.
+
+    Attributes:
+        name: as the command line calls it.
+        title: what it shows.
+        rows: in the paper's order, then the extra ones.
+        baseline: name of the row that run times are compared with; None where time is not the point.
+        split: whose figures the paper's are, "dev" or "test".
+        notes: what a reader must know of the table.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    baseline: str | None = None
+    split: str = "dev"
+    notes: tuple[str, ...] = ()
+
+
+def score_slip(row: Row) -> str | None:
+    """A sentence where the paper prints another score than its formula makes of the row's figures."""
+    names = ("sst_accuracy", "qqp_accuracy", "sts_pearson", "score")
+    if any(name not in row.paper for name in names):
+        return None
+    printed, by_formula = row.paper["score"], paper.Figures(*(row.paper[name] for name in names)).score_by_formula()
+    if abs(printed - by_formula) < 1e-3:  # rounding of the printed figures stays below
+        return None
+    return f"{row.label}: the paper prints a score of {printed:.3f}; its own formula gives {by_formula:.3f}."
+
+
+def _system(recipe: str, *, times: bool = True) -> Row:
+    """A system of figures 2 and 8 with its dev figures and run time."""
+    values = paper.DEV[recipe].as_dict()
+    if times:
+        seconds = paper.EPOCH_SECONDS.get(recipe)
+        values["seconds_per_epoch"] = paper.TOTAL_HOURS[recipe] * 3600 / paper.EPOCHS if seconds is None else seconds
+        ratio = paper.time_ratio(recipe)
+        assert ratio is not None
+        values["time_ratio"] = ratio
+    return Row(recipe, paper.NAMES[recipe], recipe, paper=values)
+
+
+_ADVERSARIAL = (
+    Row("smart-adv", "SMART Loss, adversarial step", "smart-adv", extra=True),
+    Row("smart-adv-bregman", "SMART Loss, adversarial step, Bregman", "smart-adv-bregman", extra=True),
+)
+_BASELINE = Row("baseline", paper.NAMES["baseline"], paper=_system("baseline").paper, extra=True)
+
+_FIGURE_2 = Experiment(
+    "figure2",
+    "Figure 2: development set performance of all approaches",
+    (*map(_system, paper.FIGURE_2), *_ADVERSARIAL),
+    baseline="baseline",
+    notes=("The paper's seconds per epoch: its total execution time over its ten epochs.",),
+)
+
+_FIGURE_3 = Experiment(
+    "figure3",
+    "Figure 3: test set performance of the three best approaches",
+    (
+        *(Row(recipe, paper.NAMES[recipe], recipe, paper=paper.TEST[recipe].as_dict()) for recipe in paper.FIGURE_3),
+        Row("baseline", paper.NAMES["baseline"], extra=True),
+        *_ADVERSARIAL,
+    ),
+    baseline="baseline",
+    split="test",
+)
+
+_FIGURE_6 = Experiment(
+    "figure6",
+    "Figure 6: learning rates, trained on SST and STS alone",
+    tuple(
+        Row(
+            f"learning-rate-{rate:.0e}".replace("e-0", "e-"),
+            f"Learning rate {rate:.0e}".replace("e-0", "e-"),
+            settings={"tasks": "sst+sts", "learning_rate": rate},
+            paper={"sst_accuracy": sst, "sts_pearson": sts},
+        )
+        for rate, (sst, sts) in paper.LEARNING_RATES.items()
+    ),
+    notes=(
+        "Without QQP there is no score; the best epoch is chosen by SST accuracy and STS Pearson, weighted as there.",
+    ),
+)
+
+_FIGURE_7 = Experiment(
+    "figure7",
+    "Figure 7: batch sizes",
+    tuple(
+        Row(
+            f"batches-{qqp}-{sst}-{sts}",
+            f"Batches of {qqp} QQP, {sst} SST, {sts} STS",
+            settings={"batch_qqp": qqp, "batch_sst": sst, "batch_sts": sts},
+            paper=figures.as_dict(),
+        )
+        for (qqp, sst, sts), figures in paper.BATCH_SIZES.items()
+    ),
+    notes=("40, 6, 4 became the paper's setting: figure 2 gives the same system other figures (score 0.764).",),
+)
+
+_FIGURE_8 = Experiment(
+    "figure8",
+    "Figure 8: SMART beside other regularisers, with the run time of an epoch",
+    (*map(_system, paper.FIGURE_8), *_ADVERSARIAL),
+    baseline="baseline",
+)
+
+# Section 5.2 tries the weights before "finally" applying the regulariser to SST alone: on all three tasks.
+_LAMBDA = Experiment(
+    "lambda",
+    "Section 5.2: the weight of SMART's regulariser, on all three tasks",
+    (
+        *(
+            Row(
+                f"lambda-{weight:g}",
+                f"SMART on all tasks, lambda {weight:g}",
+                "smart-all",
+                settings={"smart.weight": weight},
+                paper=_system("smart-all").paper if weight == paper.CHOSEN_SMART_WEIGHT else {},
+                note="the paper's: figure 8, SMART Loss Default" if weight == paper.CHOSEN_SMART_WEIGHT else "",
+            )
+            for weight in paper.SMART_WEIGHTS
+        ),
+        _BASELINE,
+    ),
+    baseline="baseline",
+    notes=("The paper chose lambda = 2 and gives no figures of the others.",),
+)
+
+CHOSEN_PRETRAINING: dict[str, Any] = {
+    "pretrain.strategy": "bert",
+    "pretrain.tasks": "all",
+    "pretrain.dropout": False,
+    "pretrain.epochs": 5,
+    "pretrain.learning_rate": 1e-5,
+}
+"""What the paper chose of what it tried (section 5.2)."""
+
+
+def _pretraining(name: str, label: str, changed: Mapping[str, Any], *, extra: bool = False, note: str = "") -> Row:
+    """A row of the sweeps: the chosen pretraining but for what is changed, then the baseline's fine-tuning."""
+    published = {} if changed else _system("pretrain").paper
+    return Row(name, label, "pretrain", {**CHOSEN_PRETRAINING, **changed}, published, extra, note)
+
+
+_PRETRAIN = Experiment(
+    "pretrain",
+    "Section 5.2: additional pretraining, one choice changed at a time",
+    (
+        _pretraining("pretrain", "Chosen: 80/10/10, all tasks, no dropout, 5 epochs, 1e-5", {}),
+        _pretraining("pretrain-mask", "Always [MASK]", {"pretrain.strategy": "mask"}),
+        _pretraining("pretrain-sst", "Texts of SST alone", {"pretrain.tasks": "sst"}),
+        _pretraining("pretrain-dropout", "With dropout", {"pretrain.dropout": True}),
+        _pretraining("pretrain-epochs-3", "3 epochs", {"pretrain.epochs": 3}),
+        _pretraining("pretrain-epochs-10", "10 epochs", {"pretrain.epochs": 10}),
+        _pretraining("pretrain-learning-rate-2e-5", "Learning rate 2e-5", {"pretrain.learning_rate": 2e-5}),
+        _pretraining("pretrain-learning-rate-3e-5", "Learning rate 3e-5", {"pretrain.learning_rate": 3e-5}),
+        _pretraining(
+            "pretrain-fraction-15",
+            "15 % of the tokens hidden",
+            {"pretrain.fraction": 0.15},
+            extra=True,
+            note="section 6 suspects that one token per sequence was too little",
+        ),
+        _pretraining(
+            "pretrain-head-embeddings", "Head from the word embeddings", {"pretrain.head": "embeddings"}, extra=True
+        ),
+        _BASELINE,
+    ),
+    baseline="baseline",
+    notes=(
+        "Every row is fine-tuned as the baseline. The paper gives figures of the chosen setting only; "
+        f"its pretraining took {paper.PRETRAIN_SECONDS:,} seconds for the five epochs.",
+    ),
+)
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (_FIGURE_2, _FIGURE_3, _FIGURE_6, _FIGURE_7, _FIGURE_8, _LAMBDA, _PRETRAIN)
+}

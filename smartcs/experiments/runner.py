@@ -1,0 +1,221 @@
+"""Running an experiment: row by row, seed by seed, going on where an earlier command stopped."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from smartcs.experiments.figures import Experiment, Row
+from smartcs.experiments.jobs import PRETRAINING, Job, Options, Outcome, Stage, find, find_stage, make_jobs
+from smartcs.experiments.results import RESULTS, Results, collect, write_page
+from smartcs.experiments.tables import console_table, lines_below, write_tables
+from smartcs.model.files import json_writer, read_json, write_files
+from smartcs.training.commandline import UsageError
+from smartcs.training.plan import SMALL_MODEL_NOTICE
+from smartcs.training.pretrain_run import pretrain_run
+from smartcs.training.progress import clock
+from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
+from smartcs.training.run import train
+from smartcs.training.run_folder import CONFIG, METRICS, choose_folder
+from smartcs.training.steps import NonFiniteLossError
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a reproduction left.
+
+    Attributes:
+        results: of all chosen rows, finished or not.
+        signal: the signal that ended it early, or None.
+    """
+
+    results: Results
+    signal: int | None = None
+
+
+class _Interrupted(Exception):
+    """A run has been stopped by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def reproduce(
+    experiment: Experiment, rows: Sequence[Row], options: Options, console: Console | None = None
+) -> Reproduction:
+    """Runs what is not finished yet of these rows and writes the tables, after every run anew.
+
+    Ctrl-C or SIGTERM ends it after the current step; finished runs stay, and the same call goes on with the run that
+    was stopped, from its beginning. A run whose loss is not finite is recorded as such, and the next one begins.
+
+    Args:
+        experiment: whose table it is.
+        rows: some of its rows.
+        options: what they have in common.
+        console: where progress goes; stdout when left out.
+
+    Raises:
+        ValueError: an option out of range, as `TrainConfig` says it.
+        UsageError: the output folder holds something else, or finished runs of other settings; nothing has been
+            done then.
+        FileExistsError, PermissionError: the output folder cannot be used; nothing has been done then.
+        DataError, ModelSourceError, CheckpointError: from the run that met it.
+    """
+    options = replace(options, output=options.output.expanduser())
+    jobs = make_jobs(rows, options)
+    _check_folder(experiment, options)
+    runner = _Runner(experiment, jobs, options, Console() if console is None else console)
+    return runner.execute()
+
+
+def _check_folder(experiment: Experiment, options: Options) -> None:
+    folder = options.output
+    if any((folder / name).is_file() for name in (CONFIG, METRICS)):
+        raise UsageError(f"--output {folder} is the folder of a single run, expected a new one or one of this command")
+    choose_folder(str(folder), overwrite=True)
+    if (folder / RESULTS).is_file():
+        found = read_json(folder / RESULTS).get("experiment")
+        if found != experiment.name:
+            raise UsageError(f"--output {folder} holds {found}: expected another folder for {experiment.name}")
+    if options.reuse is not None and not (options.reuse / RESULTS).is_file():
+        raise UsageError(f"--reuse {options.reuse}: no {RESULTS} there, expected the folder of another reproduction")
+
+
+@dataclass
+class _Runner:
+    """The state of one reproduction."""
+
+    experiment: Experiment
+    jobs: list[Job]
+    options: Options
+    console: Console
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def execute(self) -> Reproduction:
+        # All of them before the first begins: a run of other settings shall not be met hours later.
+        self.outcomes = [find(job, self.options) for job in self.jobs]
+        self._announce()
+        number: int | None = None
+        try:
+            for at, job in enumerate(self.jobs):
+                if self.outcomes[at].state == "not finished":
+                    self._say_where(at)
+                    self._run(job)
+                    self.outcomes[at] = find(job, self.options)
+                    write_tables(self._results())
+        except _Interrupted as stop:
+            number = stop.number
+        except KeyboardInterrupt:
+            number = signal.SIGINT
+        results = self._results()
+        self._finish(results, number)
+        return Reproduction(results, number)
+
+    def _results(self) -> Results:
+        return collect(self.experiment, self.outcomes, self.options)
+
+    def _announce(self) -> None:
+        options, rows = self.options, dict.fromkeys(job.row.name for job in self.jobs)
+        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}, {options.describe_seeds()}"
+        self._say(f"{self.experiment.title}: {count}, output {options.output}", style="bold")
+        for outcome in self.outcomes:
+            if outcome.state != "not finished":
+                self._say(f"  {outcome.job.place}: {outcome.state}, not run again{self._elsewhere(outcome)}")
+        if model_name(options.model) == SMALL_MODEL and options.model == AUTO_MODEL:
+            self._say(SMALL_MODEL_NOTICE)
+
+    def _elsewhere(self, outcome: Outcome) -> str:
+        return "" if outcome.folder == self.options.output / outcome.job.place else f", taken from {outcome.folder}"
+
+    def _say_where(self, at: int) -> None:
+        job, rows = self.jobs[at], list(dict.fromkeys(job.row.name for job in self.jobs))
+        left = self._left()
+        self._say(
+            f"\nrow {rows.index(job.row.name) + 1} of {len(rows)}: {job.row.label} ({job.row.name}), seed {job.seed}; "
+            f"run {at + 1} of {len(self.jobs)}{'' if left is None else f', about {clock(left)} left for all'}",
+            style="bold",
+        )
+
+    def _left(self) -> float | None:
+        """Seconds that the runs to come will take if they are like those that are finished; None before the first."""
+        times: dict[str, list[float]] = {}
+        stages: dict[str, float] = {}
+        for outcome in self.outcomes:
+            if outcome.metrics:
+                times.setdefault(outcome.job.row.name, []).append(outcome.metrics["seconds_total"])
+            if outcome.pretraining and outcome.job.stage:
+                stages[outcome.job.stage.place] = outcome.pretraining["seconds_total"]
+        everything = [seconds for row in times.values() for seconds in row]
+        if not everything:
+            return None
+        to_come = [outcome.job for outcome in self.outcomes if outcome.state == "not finished"]
+        left = sum(_mean(times.get(job.row.name, everything)) for job in to_come)
+        missing = {job.stage.place for job in to_come if job.stage} - set(stages)
+        return left + len(missing) * _mean(list(stages.values()) or everything)
+
+    def _run(self, job: Job) -> None:
+        """One run, and the pretraining before it where that is not there yet."""
+        folder = self.options.output / job.place
+        if job.stage is None:
+            self._train(job)
+            return
+        pretraining = self._pretrain(job.stage)
+        if pretraining["diverged"]:
+            return
+        (folder / PRETRAINING).unlink(missing_ok=True)
+        self._train(job)
+        # Last: without it the run does not count, so that none is ever taken for one from another encoder.
+        write_files(folder, {PRETRAINING: json_writer(pretraining)})
+
+    def _train(self, job: Job) -> None:
+        try:
+            result = train(job.config, self.console)
+        except NonFiniteLossError as error:
+            self._say(f"{job.place} diverged: {error}", style="bold")
+            return
+        if result.signal is not None:
+            raise _Interrupted(result.signal)
+
+    def _pretrain(self, stage: Stage) -> dict[str, Any]:
+        metrics = find_stage(stage, self.options)
+        if metrics is None:
+            self._say(f"additional pretraining, into {self.options.output / stage.place}")
+            try:
+                result = pretrain_run(stage.config, self.console)
+            except NonFiniteLossError as error:
+                self._say(f"{stage.place} diverged: {error}", style="bold")
+            else:
+                if result.signal is not None:
+                    raise _Interrupted(result.signal)
+            metrics = find_stage(stage, self.options)
+            assert metrics is not None  # it has just been written
+        return metrics
+
+    def _finish(self, results: Results, number: int | None) -> None:
+        paths: list[Path] = write_tables(results)
+        if self.options.report:
+            paths.append(write_page(results))
+        self._say("")
+        self.console.print(console_table(results))
+        for line in lines_below(results):
+            self._say(line)
+        if number is not None:
+            done = sum(outcome.state != "not finished" for outcome in self.outcomes)
+            self._say(
+                f"stopped by {signal.Signals(number).name}: {done} of {len(self.jobs)} runs are finished and kept; "
+                "repeat the command to go on"
+            )
+        self._say(f"results: {', '.join(map(str, paths))}")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,173 @@
+"""``python -m smartcs.reproduce EXPERIMENT``: a table of the paper, run again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from smartcs.experiments.figures import EXPERIMENTS, Experiment, Row
+from smartcs.experiments.jobs import Options
+from smartcs.experiments.runner import Reproduction, reproduce
+from smartcs.training.commandline import UsageError, run_command
+from smartcs.training.config import TrainConfig
+from smartcs.training.memory import keep_freed_memory
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA
+
+_INTRODUCTION = """\
+Run the rows of one of the paper's tables and set our figures beside the paper's.
+
+Without --data every row trains on a small embedded sample of synthetic English.
+
+The paper's figures are of BERT base (--model bert-base-uncased) on the full data (--data DIR).
+
+A finished row is not run again: repeat the command to go on after Ctrl-C, or to add rows and seeds.
+
+The tables are results.md, .csv and .json and report.html in the output folder.
+
+Beside them each run has a folder of its own, ROW/seed-SEED.
+
+Experiments and their rows, after "extra" those that are not in the paper's table:
+"""
+_WIDTH = 92
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """What to reproduce."""
+
+    experiment: Annotated[
+        Literal["figure2", "figure3", "figure6", "figure7", "figure8", "lambda", "pretrain"],
+        Positional,
+        arg(metavar="EXPERIMENT"),
+    ]
+    """figure2, figure3, figure6, figure7, figure8, lambda or pretrain, see above."""
+    rows: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="(default: those of the paper)")] = None
+    """Rows to run, by their names above, joined by commas."""
+    extra: Annotated[bool, FlagCreatePairsOff] = False
+    """Run the rows that are not in the paper's table as well; --rows may name them too."""
+    seeds: Annotated[str, arg(metavar="S,T,...")] = str(TrainConfig.seed)
+    """Seeds, joined by commas; every row is run with each, and the tables give mean and standard deviation."""
+    data: Annotated[str, arg(metavar="DIR")] = SAMPLE_DATA
+    """Folder with the course's files (ids-sst-train.csv, ...); "sample" is the embedded sample."""
+    model: str = AUTO_MODEL
+    """Encoder to start from: a folder, a hub id, "minilm" (the installed package), "small" (random weights).
+    "auto" is minilm where that is installed, else small."""
+    output: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/EXPERIMENT)")] = None
+    """Folder of the reproduction; what it holds of the same experiment is kept and gone on with."""
+    reuse: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Folder of another reproduction: its finished runs of the same row and settings are taken as they are (figure 3
+    has rows of figure 2, and so has figure 8)."""
+    overwrite: Annotated[bool, FlagCreatePairsOff] = False
+    """Run again what is finished with other settings, which else is an error."""
+    epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
+    """Epochs of every row."""
+    cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
+    """Cycles per epoch of every row."""
+    pretrain_epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
+    """Epochs of additional pretraining, in the rows that have it."""
+    pretrain_cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
+    """Cycles per epoch of additional pretraining."""
+    fused: bool = True
+    """Run the compiled C++ ops; --no-fused runs their PyTorch reference, which learns the same."""
+    report: bool = True
+    """Write report.html, of every run and of the whole."""
+
+
+def parse(arguments: list[str] | None = None) -> tuple[Experiment, list[Row], Options]:
+    """What a command line (default: this process's) asks for.
+
+    Raises:
+        UsageError: unknown rows or seeds; tyro itself exits with code 2 on what it cannot parse.
+    """
+    config = tyro.cli(ReproduceConfig, prog="python -m smartcs.reproduce", description=_description(), args=arguments)
+    experiment = EXPERIMENTS[config.experiment]
+    for flag, value in (("--pretrain-epochs", config.pretrain_epochs), ("--pretrain-cycles", config.pretrain_cycles)):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} is {value}, expected an integer of at least 1")
+    for flag, text in (("--output", config.output), ("--reuse", config.reuse)):
+        if text == "":
+            raise UsageError(f"{flag} is empty, expected a folder")
+    words = sys.argv[1:] if arguments is None else arguments
+    options = Options(
+        output=Path(config.output or f"runs/{experiment.name}"),
+        data=config.data,
+        model=config.model,
+        fused=config.fused,
+        seeds=_seeds(config.seeds),
+        epochs=config.epochs,
+        cycles=config.cycles,
+        pretrain_epochs=config.pretrain_epochs,
+        pretrain_cycles=config.pretrain_cycles,
+        report=config.report,
+        overwrite=config.overwrite,
+        reuse=None if config.reuse is None else Path(config.reuse).expanduser(),
+        command=shlex.join(["python", "-m", "smartcs.reproduce", *words]),
+    )
+    return experiment, _rows(experiment, config.rows, config.extra), options
+
+
+def _description() -> str:
+    lines = [_INTRODUCTION.rstrip()]
+    for experiment in EXPERIMENTS.values():
+        names = {extra: ", ".join(row.name for row in experiment.rows if row.extra == extra) for extra in (False, True)}
+        lines.append(f"  {experiment.name:<9} {experiment.title}")
+        for text in (names[False], f"extra: {names[True]}" if names[True] else ""):
+            # tyro keeps the lines that are indented as they are.
+            lines += [f"    {line}" for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
+    return "\n".join(lines)
+
+
+def _rows(experiment: Experiment, names: str | None, extra: bool) -> list[Row]:
+    if names is None:
+        return [row for row in experiment.rows if extra or not row.extra]
+    chosen = [name.strip() for name in names.split(",")]
+    known = [row.name for row in experiment.rows]
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"--rows names {name!r}, expected some of {', '.join(known)}, joined by commas")
+    return [row for row in experiment.rows if row.name in chosen or (extra and row.extra)]
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        # A seed that is named twice is run once.
+        return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--seeds is {text!r}, expected integers joined by commas") from None
+
+
+def _as_typed(message: str) -> str:
+    """A message of TrainConfig with its field as a flag: "TrainConfig: pretrain.epochs" -> "--pretrain-epochs"."""
+
+    def flag(found: re.Match[str]) -> str:
+        return "--seeds" if found[1] == "seed" else "--" + re.sub(r"[._]", "-", found[1])
+
+    return re.sub(r"^TrainConfig: ([\w.]+)", flag, message)
+
+
+def main() -> int:
+    experiment, rows, options = parse()
+    keep_freed_memory()
+    try:
+        result: Reproduction = reproduce(experiment, rows, options)
+    except UsageError:
+        raise
+    except ValueError as error:
+        if not str(error).startswith("TrainConfig: "):
+            raise
+        raise UsageError(_as_typed(str(error))) from None
+    if result.signal is not None:
+        return 128 + result.signal
+    return int(any("diverged" in outcome.state for outcome in result.results.outcomes))
+
+
+if __name__ == "__main__":
+    run_command(main)

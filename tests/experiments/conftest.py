@@ -1,0 +1,58 @@
+"""Reproductions of a second: tiny data, a tiny model, two cycles."""
+
+import pytest
+from rich.console import Console
+
+from smartcs.experiments import runner
+from smartcs.experiments.figures import EXPERIMENTS
+from smartcs.experiments.jobs import Options
+
+
+@pytest.fixture
+def options(data_folder, encoder_folder, tmp_path):
+    """Makes options for the tiny data and model, one epoch of two cycles unless said otherwise."""
+
+    def make(**values) -> Options:
+        defaults = {
+            "output": tmp_path / "out",
+            "data": str(data_folder),
+            "model": str(encoder_folder),
+            "epochs": 1,
+            "cycles": 2,
+            "pretrain_epochs": 1,
+            "pretrain_cycles": 1,
+            "report": False,
+        }
+        return Options(**{**defaults, **values})
+
+    return make
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The runs that are started, by their folders below the reproduction's, in order."""
+    places = []
+
+    def counting(original):
+        def start(config, console):
+            places.append("/".join(config.output.split("/")[-2:]))
+            return original(config, console)
+
+        return start
+
+    for name in ("train", "pretrain_run"):
+        monkeypatch.setattr(runner, name, counting(getattr(runner, name)))
+    return places
+
+
+@pytest.fixture
+def reproduce(options):
+    """Runs the named rows of an experiment without output; keyword arguments go to the options."""
+
+    def run(experiment, *names, console=None, **values) -> runner.Reproduction:
+        spec = EXPERIMENTS[experiment]
+        rows = [row for row in spec.rows if row.name in names]
+        assert len(rows) == len(names)
+        return runner.reproduce(spec, rows, options(**values), console or Console(quiet=True))
+
+    return run
