@@ -78,6 +78,7 @@ def main() -> int:
     if config.task is None:
         _predict_folder(config, run)
     else:
+        run.check_task(config.task)
         _predict_text(config.task, config.batch_size, run.model, _read(config))
     return 0
 

@@ -66,8 +66,8 @@ class _Flags:
     dropout: bool = False
     """Apply the encoder's dropout."""
     head: HeadStart = "random"
-    """Where the layer over the vocabulary starts: random weights, or a copy of the word embeddings, from which a
-    trained encoder's loss falls sooner."""
+    """Where the layer over the vocabulary starts: random weights, or a copy of the word embeddings.
+    From the latter a trained encoder's loss falls sooner."""
     seed: int = 11711
     """Names the order of examples, the hidden tokens, the head's initial weights and the dropout masks."""
     batch_sst: int = 6
@@ -84,6 +84,8 @@ class _Flags:
     """Longest sequence in word pieces; longer ones are cut, counted and named."""
     strict_data: Annotated[bool, FlagCreatePairsOff] = False
     """Make malformed rows and sequences that are too long an error."""
+    report: bool = True
+    """Write report.html and its figures into the output folder at the end."""
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:

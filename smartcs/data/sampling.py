@@ -135,6 +135,12 @@ class RoundRobinSampler:
         """Batches of the largest set alone that an epoch begins with: none."""
         return 0
 
+    def expected_steps(self) -> dict[str, float]:
+        """Batches of each task in an epoch."""
+        steps = {stream.name: float(self.cycles) for stream in self._streams}
+        steps[max(self._streams, key=lambda stream: stream.size).name] += self.solo_steps
+        return steps
+
     def batches(self) -> Iterator[tuple[str, np.ndarray]]:
         """(task, [batch size] int64 indices) until the epoch ends; after `load_state_dict` its remainder.
 
@@ -259,6 +265,11 @@ class AnnealedSampler(RoundRobinSampler):
         progress = min(self.epoch, self.epochs - 1) / max(self.epochs - 1, 1)
         weights = np.array([stream.size for stream in self._streams], dtype=np.float64) ** (1 - 0.8 * progress)
         return weights / weights.sum()
+
+    def expected_steps(self) -> dict[str, float]:
+        """Batches of each task in the current epoch, on average."""
+        names = [stream.name for stream in self._streams]
+        return dict(zip(names, (self.probabilities * self.steps_per_epoch).tolist(), strict=True))
 
     def _next_task(self, step: int) -> int:
         if self._drawn[0] != self.epoch or step >= len(self._drawn[1]):

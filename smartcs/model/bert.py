@@ -10,7 +10,7 @@ Source: Devlin et al. 2018. Outputs equal those of `transformers.BertModel` on t
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -22,7 +22,7 @@ from smartcs.model.hf_config import POOLINGS
 from smartcs.model.weights import load_checkpoint, save_checkpoint
 from smartcs.ops.random import DropoutKey
 
-PERTURB_AT = ("word_embeddings", "embedding_output")
+PerturbAt = Literal["word_embeddings", "embedding_output"]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class BertModel(nn.Module):
         dropout_key: DropoutKey | None = None,
         *,
         perturbation: Tensor | None = None,
-        perturb_at: str = "word_embeddings",
+        perturb_at: PerturbAt = "word_embeddings",
     ) -> BertOutput:
         """Encodes a batch.
 
@@ -215,8 +215,10 @@ class BertModel(nn.Module):
             dropout_key = None
         elif dropout_key is None:
             dropout_key = DropoutKey.draw()
-        if perturb_at not in PERTURB_AT:
-            raise ValueError(f"BertModel: perturb_at is {perturb_at!r}, expected one of {', '.join(PERTURB_AT)}")
+        if perturb_at not in get_args(PerturbAt):
+            raise ValueError(
+                f"BertModel: perturb_at is {perturb_at!r}, expected one of {', '.join(get_args(PerturbAt))}"
+            )
         shape = (batch.num_tokens, self.config.hidden_size)
         if perturbation is not None and perturbation.shape != shape:
             raise ValueError(f"BertModel: perturbation has shape {tuple(perturbation.shape)}, expected {shape}")

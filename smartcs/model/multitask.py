@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ from smartcs.data.encode import encode
 from smartcs.data.examples import TASKS, Examples, Text
 from smartcs.data.packing import PackedBatch
 from smartcs.data.pairs import concatenate, sentences_of_pairs
-from smartcs.model.bert import BertModel
+from smartcs.model.bert import BertModel, PerturbAt
 from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
 from smartcs.model.sources import resolve
 from smartcs.model.tensor_files import read_tensors
@@ -32,7 +32,7 @@ from smartcs.model.weights import save_checkpoint
 from smartcs.ops.random import DropoutKey, dropout
 
 SST_CLASSES = 5
-COSINES = ("none", "fusion", "direct")
+Cosine = Literal["none", "fusion", "direct"]
 HEADS_CONFIG = "smartcs.json"
 HEADS_WEIGHTS = "heads.safetensors"
 _FORMAT = 1  # of smartcs.json
@@ -54,15 +54,15 @@ class HeadConfig:
 
     sst_head: str = "relu_hidden"
     dropout: float = 0.0
-    cosine: str = "none"
+    cosine: Cosine = "none"
 
     def __post_init__(self) -> None:
         if self.sst_head not in ("relu_hidden", "relu_logits"):
             raise ValueError(f"HeadConfig: sst_head is {self.sst_head!r}, expected relu_hidden or relu_logits")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"HeadConfig: dropout is {self.dropout}, expected 0 <= dropout < 1")
-        if self.cosine not in COSINES:
-            raise ValueError(f"HeadConfig: cosine is {self.cosine!r}, expected one of {', '.join(COSINES)}")
+        if self.cosine not in get_args(Cosine):
+            raise ValueError(f"HeadConfig: cosine is {self.cosine!r}, expected one of {', '.join(get_args(Cosine))}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HeadConfig":
@@ -110,7 +110,7 @@ class MultitaskBert(nn.Module):
         dropout_key: DropoutKey | None = None,
         *,
         perturbation: Tensor | None = None,
-        perturb_at: str = "word_embeddings",
+        perturb_at: PerturbAt = "word_embeddings",
     ) -> Tensor:
         """The output of the task named "sst", "qqp" or "sts": one of the three below.
 

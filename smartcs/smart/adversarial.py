@@ -85,7 +85,7 @@ class SmartRegularizer:
         noise_std: sigma, of the first noise.
         radius: eps, of the ball around x; used by update="projected" alone.
         norm: p, "inf", "2" or "1".
-        steps: T. 0 leaves v the noise it was: the control for whether adversarial directions matter.
+        steps: T. 0 leaves v the noise it was, of its size; for a random direction of "mtdnn"'s size: step_size 0.
         update: The rule for v, see ``smartcs.ops.perturb``.
         level: Which rows share a norm: each "token" has its own, or all tokens of a "sentence" one.
         loss: l_s, see `smoothness_loss`, or a callable (perturbed output, clean output) -> scalar.

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import FlagCreatePairsOff, arg
 
+from smartcs.model.bert import PerturbAt
+from smartcs.model.multitask import Cosine
 from smartcs.ops.perturb import Norm, Update
 from smartcs.smart.layout import Level
 from smartcs.smart.schedule import Decay
@@ -24,10 +26,8 @@ _SHORTEST = 5  # [CLS] a [SEP] b [SEP], the least that `encode` cuts to
 
 Pooling = Literal["auto", "pooler", "cls", "mean"]
 SstHead = Literal["relu_hidden", "relu_logits"]
-Cosine = Literal["none", "fusion", "direct"]
 Sampler = Literal["round_robin", "annealed_deterministic", "annealed"]
 Precision = Literal["fp32"]
-PerturbAt = Literal["word_embeddings", "embedding_output"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SmartConfig:
         check.number("weight", "step_size")
         check.number("noise_std", "radius", above=True)
         check.integer("warmup", low=0)
-        check.integer("steps", low=1)
+        check.integer("steps", low=1, high=100)
         check.flag("share_dropout", "detach_clean", "detach_targets")
         for field_name, choices in (
             ("decay", Decay),
@@ -95,14 +95,14 @@ class BregmanConfig:
     weight: float = 1.0
     """Its weight in the loss, the paper's mu."""
     beta: float = 0.99
-    """Momentum of the anchor: anchor = beta * anchor + (1 - beta) * weights after every optimizer step.
-    With 0 and one inner step the anchor is the weights themselves: the term then has no gradient, but for dropout."""
+    """Momentum of the anchor in the early part of the run: anchor = beta * anchor + (1 - beta) * weights.
+    With 0 here and in late_beta, and one inner step, the anchor is the weights: no gradient, but for dropout."""
     late_beta: float = 0.999
     """Momentum after the early part of the run."""
     early: float = 0.1
     """The early part, as a share of the run's optimizer steps."""
     inner_steps: int = 1
-    """Optimizer steps between two moves of the anchor."""
+    """Optimizer steps between two moves of the anchor; if several, those of the tasks that have the term."""
 
     def validate(self, prefix: str) -> None:
         """Raises ValueError where a value is out of range; `prefix` stands before the name of a field."""
@@ -152,7 +152,7 @@ class TrainConfig:
     ] = None
     """Cycles per epoch; a cycle is one batch and one optimizer step of each task."""
     seed: int = 11711
-    """Names the initial heads, the order of examples and the dropout masks."""
+    """Names the initial heads, the order of examples, hidden tokens, SMART's noise and the dropout masks."""
     learning_rate: float = 3e-5
     """AdamW's learning rate, constant after the warm-up."""
     warmup: int = 0
@@ -175,7 +175,7 @@ class TrainConfig:
     """Sentiment head: ReLU on a hidden layer, or on the logits (the other reading of the paper)."""
     cosine: Cosine = "none"
     """Similarity head. fusion: the cosine of the sentences, encoded one by one, joins what the pair says.
-    direct: that cosine is the score."""
+    direct: that cosine is the score. (A pair that is too long is cut as a pair, before its sentences are encoded.)"""
     head_dropout: float = 0.0
     """Dropout before the output layer of each head."""
     encoder_dropout: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the checkpoint's)")] = (

@@ -16,6 +16,7 @@ from smartcs.data.packing import PackedBatch
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.random import DropoutKey
 from smartcs.smart import BetaSchedule, BregmanAnchor, SmartRegularizer, Smoothness, WeightSchedule
+from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.metrics import task_loss
 from smartcs.training.steps import Loss
@@ -32,6 +33,9 @@ class Objective:
         config: its `smart`, `bregman` and `seed`.
         model: the model that is trained; the anchor starts as its copy.
         steps: optimizer steps of the whole run, for the schedules of lambda and beta.
+
+    Raises:
+        UsageError: the run is too short for the schedule of lambda.
     """
 
     def __init__(self, config: TrainConfig, model: MultitaskBert, steps: int) -> None:
@@ -53,10 +57,18 @@ class Objective:
             )
             for task in config.smart_tasks
         }
+        if smart.decay != "constant" and steps <= smart.warmup:
+            raise UsageError(
+                f"smart.warmup is {smart.warmup}, expected less than the run's {steps} optimizer steps, "
+                f"because smart.decay is {smart.decay}"
+            )
         self.weight = WeightSchedule(smart.weight, smart.warmup, smart.decay, steps)
         self.anchor: BregmanAnchor | None = None
         if config.bregman_tasks:
-            beta = BetaSchedule(early=bregman.beta, late=bregman.late_beta, switch_step=round(bregman.early * steps))
+            counted = (
+                steps if bregman.inner_steps == 1 else steps * len(config.bregman_tasks) / len(config.trained_tasks)
+            )
+            beta = BetaSchedule(early=bregman.beta, late=bregman.late_beta, switch_step=round(bregman.early * counted))
             self.anchor = BregmanAnchor(model, beta, inner_steps=bregman.inner_steps)
 
     def __call__(self, task: str, batch: PackedBatch, labels: Tensor, step: int) -> Loss:
@@ -69,12 +81,9 @@ class Objective:
             value = self._smart(task, batch, output, key)
             last = self.regularizers[task].last
             assert last is not None
-            terms = terms._replace(
-                total=terms.total + self.weight(step) * value,
-                smart=last.value,
-                alignment=last.alignment,
-                perturbation=last.perturbation,
-            )
+            terms = terms._replace(total=terms.total + self.weight(step) * value)
+            if last.finite:  # else it is counted as a fallback and adds nothing
+                terms = terms._replace(smart=last.value, alignment=last.alignment, perturbation=last.perturbation)
         if self.anchor is not None and task in self.config.bregman_tasks:
             divergence = self.anchor.divergence(output, task, batch, loss=SMOOTHNESS[task])
             terms = terms._replace(
@@ -82,9 +91,13 @@ class Objective:
             )
         return terms
 
-    def after_step(self) -> None:
-        """To be called after every optimizer step: moves the anchor."""
-        if self.anchor is not None:
+    def after_step(self, task: str) -> None:
+        """To be called after every optimizer step, with its task: moves the anchor.
+
+        With momentum the anchor follows every step. With several inner steps, those of the tasks that have the term
+        count: were it every step, the anchor could be moved just before each of them and the term be nothing.
+        """
+        if self.anchor is not None and (self.anchor.inner_steps == 1 or task in self.config.bregman_tasks):
             self.anchor.update()
 
     def metrics(self) -> dict[str, Any]:

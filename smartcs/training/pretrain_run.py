@@ -21,14 +21,14 @@ from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import clock
 from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name
 from smartcs.training.run import RunResult
-from smartcs.training.run_folder import LossLog, choose_folder, clear_folder, write_metrics
+from smartcs.training.run_folder import LossLog, choose_folder, clear_folder, refuse_own_model, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.steps import NonFiniteLossError
 
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (
     *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts"),
-    *("eval_batch_size", "pooling", "max_length", "strict_data"),
+    *("eval_batch_size", "pooling", "max_length", "strict_data", "report"),
 )
 
 
@@ -84,12 +84,17 @@ class _PretrainRun:
             eval_batch_size=config.eval_batch_size,
         )
         self.environment = info.collect()
+        refuse_own_model(self.folder, model_name(config.model))
         clear_folder(self.folder)
         self._say(f"{self.trainer.describe()}, {'fused' if config.fused else 'reference'} ops, seed {config.seed}")
         self._say(f"output: {self.folder}")
         with stop_on_signals() as stop:
             metrics = self._pretrain(stop)
         write_metrics(self.folder, self._metrics(metrics, finished=True))
+        if config.report:
+            from smartcs.report import write_run_report  # matplotlib takes a second to load
+
+            write_run_report(self.folder)
         self._summary(metrics, stop)
         return RunResult(self.folder, self._metrics(metrics, finished=True), stop.signal)
 

@@ -30,6 +30,9 @@ from smartcs.training.run_folder import LossLog
 from smartcs.training.steps import Loss, StepLoop
 
 _FIRST_DEV_STEP = 2**62  # names the masking of dev; training counts from 0 and never gets there
+# Fine-tuning of the same seed draws other masks and another order: its steps count from 0, its seeds are below 2**63.
+_FIRST_KEY = 2**39
+_OTHER_SEEDS = 2**63
 
 
 class Pretrainer(StepLoop[MaskedBatch]):
@@ -88,7 +91,10 @@ class Pretrainer(StepLoop[MaskedBatch]):
             self.model = MaskedLanguageModel(bert, settings.head)
         optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
         sampler = RoundRobinSampler(
-            {name: len(task) for name, task in data.items()}, self.batch_sizes, seed=seed, cycles=settings.cycles
+            {name: len(task) for name, task in data.items()},
+            self.batch_sizes,
+            seed=seed + _OTHER_SEEDS,
+            cycles=settings.cycles,
         )
         super().__init__(data, sampler, optimizer, settings.learning_rate)
         self.hidden = 0
@@ -103,7 +109,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
         return masked, masked.batch.num_tokens
 
     def _loss(self, task: str, batch: MaskedBatch) -> Loss:
-        loss = self.model.loss(batch, DropoutKey(self.seed, self.step))
+        loss = self.model.loss(batch, DropoutKey(self.seed, _FIRST_KEY + self.step))
         return Loss(loss, loss)
 
     def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -155,6 +161,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
             "epochs": list(self.history),
             "steps": self.step,
             "cycles_per_epoch": self.sampler.cycles,
+            "steps_per_epoch": self.sampler.steps_per_epoch,
             "tokens": self.tokens,
             "hidden_tokens": self.hidden,
             "seconds_by_part": dict(self.seconds),
@@ -166,10 +173,12 @@ class Pretrainer(StepLoop[MaskedBatch]):
         hidden = "one token per sequence" if settings.fraction is None else f"{settings.fraction:.4g} of the tokens"
         strategy = "80/10/10" if settings.strategy == "bert" else "always [MASK]"
         batches = ", ".join(f"{name} {size}" for name, size in self.batch_sizes.items())
+        rate = self.model.bert.config.hidden_dropout_prob
+        dropout = f"dropout {rate:g}" if settings.dropout else "no dropout"
         return (
             f"pretraining: masked language modelling, {hidden} hidden ({strategy}), {settings.epochs} x "
             f"{self.sampler.cycles} cycles, batches {batches}, learning rate {settings.learning_rate:g}, "
-            f"{'with' if settings.dropout else 'no'} dropout, head from {settings.head} weights"
+            f"{dropout}, head from {settings.head} weights"
         )
 
 
@@ -202,9 +211,9 @@ def pretrain(
         NonFiniteLossError: see `Pretrainer.epoch`.
     """
     begin, was_training = perf_counter(), trainer.model.bert.training
-    epochs, cycles = trainer.settings.epochs, trainer.sampler.cycles
+    epochs = trainer.settings.epochs
     eval_tokens = sum(int(task.lengths.sum()) for task in trainer.dev.values())
-    progress = make_progress(console, epochs, cycles, trainer.sampler.steps_per_epoch, eval_tokens)
+    progress = make_progress(console, epochs, trainer.sampler, eval_tokens)
     try:
         with progress:
             for epoch in range(1, epochs + 1):

@@ -11,6 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from smartcs.data.examples import TASKS
+from smartcs.data.sampling import RoundRobinSampler
 from smartcs.training.steps import Step
 
 _LOG_SECONDS = 10.0
@@ -18,24 +19,25 @@ _WINDOW = 60  # steps over which losses and speed are averaged: twenty cycles of
 _FORWARD_SHARE = 1 / 3  # of a training step's time, until an evaluation has been timed
 
 
-def make_progress(console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> Progress:
+def make_progress(console: Console, epochs: int, sampler: RoundRobinSampler, eval_tokens: int) -> Progress:
     """The kind that suits where `console` writes.
 
     Args:
-        epochs, cycles, steps_per_epoch: the length of the run; an epoch may have more steps than its cycles.
+        epochs, sampler: the length of the run, and how many of its steps are of each task.
         eval_tokens: word pieces of one evaluation, for the estimate of the time left.
     """
     live = console.is_terminal and not console.is_dumb_terminal
-    return (_LiveProgress if live else Progress)(console, epochs, cycles, steps_per_epoch, eval_tokens)
+    return (_LiveProgress if live else Progress)(console, epochs, sampler, eval_tokens)
 
 
 class Progress:
     """Keeps the running figures and prints them as plain lines; a context manager."""
 
-    def __init__(self, console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> None:
+    def __init__(self, console: Console, epochs: int, sampler: RoundRobinSampler, eval_tokens: int) -> None:
         self.console = console
-        self.epochs, self.cycles = epochs, cycles
-        self._steps = epochs * steps_per_epoch
+        self.epochs, self.cycles = epochs, sampler.cycles
+        self._steps = {task: epochs * steps for task, steps in sampler.expected_steps().items()}
+        self._seconds: dict[str, deque[float]] = {task: deque(maxlen=_WINDOW // 3) for task in self._steps}
         self._evaluations = epochs
         self._eval_tokens, self._eval_seconds = eval_tokens, 0.0
         self._eval_begin: float | None = None
@@ -45,7 +47,8 @@ class Progress:
     def step(self, step: Step) -> None:
         """Counts one optimizer step."""
         self._recent.append(step)
-        self._steps -= 1
+        self._steps[step.task] -= 1
+        self._seconds[step.task].append(step.seconds)
         self._show_step(step)
 
     def evaluating(self, split: str, done: int, total: int) -> None:
@@ -76,7 +79,7 @@ class Progress:
     def _show_step(self, step: Step) -> None:
         if self._due():
             self.say(
-                f"epoch {step.epoch}/{self.epochs}  cycle {step.cycle}/{self.cycles}  loss {self._losses()}  "
+                f"epoch {step.epoch}/{self.epochs}  {self._place(step)}  loss {self._losses()}  "
                 f"{self._speed():,.0f} tokens/s  {self._left()} left"
             )
 
@@ -89,6 +92,9 @@ class Progress:
         if due:
             self._shown = perf_counter()
         return due
+
+    def _place(self, step: Step) -> str:
+        return f"cycle {step.cycle}/{self.cycles}" if step.cycle else f"{step.task} alone"
 
     def _losses(self) -> str:
         """The mean loss of each task over the last steps."""
@@ -104,16 +110,20 @@ class Progress:
 
     def _left(self) -> str:
         """Time to the end of the run: its steps, and its evaluations of the dev split."""
-        per_step = sum(step.seconds for step in self._recent) / len(self._recent)
+        usual = sum(step.seconds for step in self._recent) / len(self._recent)
+        steps = sum(
+            max(0, left) * (sum(seen) / len(seen) if (seen := self._seconds[task]) else usual)
+            for task, left in self._steps.items()
+        )
         per_evaluation = self._eval_seconds or self._eval_tokens * _FORWARD_SHARE / self._speed()
-        return clock(self._steps * per_step + self._evaluations * per_evaluation)
+        return clock(steps + self._evaluations * per_evaluation)
 
 
 class _LiveProgress(Progress):
     """The same figures in one line that is redrawn."""
 
-    def __init__(self, console: Console, epochs: int, cycles: int, steps_per_epoch: int, eval_tokens: int) -> None:
-        super().__init__(console, epochs, cycles, steps_per_epoch, eval_tokens)
+    def __init__(self, console: Console, epochs: int, sampler: RoundRobinSampler, eval_tokens: int) -> None:
+        super().__init__(console, epochs, sampler, eval_tokens)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -136,7 +146,7 @@ class _LiveProgress(Progress):
             description=f"epoch {step.epoch}/{self.epochs}",
             completed=step.cycle,
             total=self.cycles,
-            figures=f"{step.cycle}/{self.cycles}  {self._losses()}  {self._speed():,.0f} tokens/s  {self._left()} left",
+            figures=f"{self._place(step)}  {self._losses()}  {self._speed():,.0f} tokens/s  {self._left()} left",
         )
 
     def _show_evaluation(self, split: str, done: int, total: int) -> None:

@@ -30,7 +30,15 @@ from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress
 from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
-from smartcs.training.run_folder import PREDICTIONS, PRETRAINED, LossLog, choose_folder, start_folder, write_metrics
+from smartcs.training.run_folder import (
+    PREDICTIONS,
+    PRETRAINED,
+    LossLog,
+    choose_folder,
+    refuse_own_model,
+    start_folder,
+    write_metrics,
+)
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.steps import NonFiniteLossError
 from smartcs.training.tables import figures_line, figures_table
@@ -88,6 +96,7 @@ class _Run:
     best: Evaluation | None = None
     best_epoch: int | None = None
     test: Evaluation | None = None
+    pretrainer: Pretrainer | None = None
     pretrained: dict[str, Any] | None = None
 
     def execute(self) -> RunResult:
@@ -104,6 +113,10 @@ class _Run:
         self.encoded = self._encode(self.data)
         self.environment = info.collect()
         self.majority = majority_figures(self.data.train, self.data.dev)
+        # Both before anything is written: what does not fit together shows here.
+        self.pretrainer = self._make_pretrainer()
+        self.trainer = Trainer(config, self.model, self.encoded["train"])
+        refuse_own_model(self.folder, model_name(config.model))
         start_folder(self.folder, config)
         with stop_on_signals() as stop:
             try:
@@ -134,33 +147,41 @@ class _Run:
                     self._say(f"  {split} {task.describe()}")
         return encoded
 
-    def _pretrain(self, stop: StopRequest) -> None:
-        """The MLM stage if there is one, and the trainer, which begins with the weights it leaves."""
+    def _make_pretrainer(self) -> Pretrainer | None:
         config = self.config
-        try:
-            if config.pretrain.epochs:
-                self._say(f"output: {self.folder}")
-                pretrainer = Pretrainer(
-                    self.model.bert,
-                    self._tokenizer,
-                    self.encoded["train"],
-                    self.encoded["dev"],
-                    replace(config.pretrain, tasks="+".join(config.pretrain_tasks)),
-                    config.batch_sizes,
-                    seed=config.seed,
-                    eval_batch_size=config.eval_batch_size,
-                )
-                self._say(pretrainer.describe())
-                folder = self.folder / PRETRAINED
-                folder.mkdir(exist_ok=True)
-                with LossLog(folder, len(pretrainer.data)) as log:
-                    self.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
-                self.model.bert.save_pretrained(folder, self._tokenizer)
-                self._say(f"the pretrained encoder is in {folder}")
-        finally:
-            self.trainer = Trainer(config, self.model, self.encoded["train"])
+        if not config.pretrain.epochs:
+            return None
+        return Pretrainer(
+            self.model.bert,
+            self._tokenizer,
+            self.encoded["train"],
+            self.encoded["dev"],
+            replace(config.pretrain, tasks="+".join(config.pretrain_tasks)),
+            config.batch_sizes,
+            seed=config.seed,
+            eval_batch_size=config.eval_batch_size,
+        )
+
+    def _pretrain(self, stop: StopRequest) -> None:
+        """The stage of masked language modelling, if there is one."""
+        pretrainer, self.pretrainer = self.pretrainer, None
+        if pretrainer is None:
+            return
+        self._say(f"{pretrainer.describe()}\noutput: {self.folder}")
+        folder = self.folder / PRETRAINED
+        folder.mkdir(exist_ok=True)
+        with LossLog(folder, len(pretrainer.data)) as log:
+            try:
+                self.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
+            except NonFiniteLossError:
+                self.pretrained = pretrainer.metrics(diverged=True)
+                raise
         if stop:
             raise _StopRun
+        self.model.bert.save_pretrained(folder, self._tokenizer)
+        self._say(f"the pretrained encoder is in {folder}")
+        # The optimizer's state and the anchor begin here.
+        self.trainer = Trainer(self.config, self.model, self.encoded["train"])
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -171,8 +192,7 @@ class _Run:
         """All epochs, then the test split; raises _StopRun as soon as a signal has come."""
         config, trainer, dev = self.config, self.trainer, self.encoded["dev"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
-        sampler = trainer.sampler
-        progress = make_progress(self.console, config.epochs, sampler.cycles, sampler.steps_per_epoch, eval_tokens)
+        progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
         with ExitStack() as stack:
             log = stack.enter_context(LossLog(self.folder, len(trainer.data)))
             board = stack.enter_context(TensorBoardLog(self.folder)) if config.tensorboard else None
@@ -237,10 +257,16 @@ class _Run:
         if self.best is None:
             self.model.save_pretrained(self.folder)
             which = "of this step, not evaluated,"
+        where, step = "", self.trainer.step
+        total = self.config.epochs * self.trainer.sampler.steps_per_epoch
+        if self.pretrained is not None and self.pretrained["interrupted"]:
+            where, step = "in pretraining, ", self.pretrained["steps"]
+            total = self.config.pretrain.epochs * self.pretrained["steps_per_epoch"]
+            which = "of this step, their heads untrained,"
         assert stop.signal is not None
         self._say(
-            f"stopped by {signal.Signals(stop.signal).name} after step {self.trainer.step} of "
-            f"{self.config.epochs * self.trainer.sampler.steps_per_epoch}: the weights {which} are in {self.folder}"
+            f"stopped by {signal.Signals(stop.signal).name} {where}after step {step} of {total}: "
+            f"the weights {which} are in {self.folder}"
         )
 
     def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
@@ -296,8 +322,15 @@ class _Run:
         self._say(
             f"trained {metrics['steps']:,} steps on {metrics['tokens']:,} tokens in "
             f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
-            f"{clock(metrics['seconds_total'])} in all\nresults: {self.folder}"
+            f"{clock(metrics['seconds_total'])} in all"
         )
+        for task, figures in (metrics["smart"] or {}).items():
+            if figures["fallbacks"]:
+                self._say(
+                    f"warning: SMART's gradient or value was not finite in {figures['fallbacks']:,} of "
+                    f"{figures['steps']:,} {task} steps; those had the plain loss"
+                )
+        self._say(f"results: {self.folder}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

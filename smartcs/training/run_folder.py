@@ -108,13 +108,23 @@ def _try_folder(folder: Path) -> None:
                 path.rmdir()
 
 
+def refuse_own_model(folder: Path, model: str) -> None:
+    """Raises UsageError where the output folder is the one the model was read from: starting would delete it."""
+    source = Path(model).expanduser()
+    if source.is_dir() and folder.is_dir() and source.samefile(folder):
+        raise UsageError(f"output {folder} is the folder that --model starts from: pass another --output")
+
+
 def clear_folder(folder: Path) -> None:
-    """Makes the folder and removes the files of an earlier run, and nothing else."""
+    """Makes the folder and removes the files of an earlier run and the folders that leaves empty, and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     for events in folder.glob("tensorboard/events.out.tfevents.*"):
         events.unlink()
+    for name in ("1_Pooling", f"{PRETRAINED}/1_Pooling", PRETRAINED, PREDICTIONS, "figures", "tensorboard"):
+        with suppress(OSError):  # not there, or not empty
+            (folder / name).rmdir()
 
 
 def start_folder(folder: Path, config: TrainConfig) -> None:

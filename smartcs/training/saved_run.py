@@ -36,6 +36,11 @@ class SavedRun(NamedTuple):
         config = read_config(path)
         return cls(path, MultitaskBert.from_pretrained(path), config)
 
+    def check_task(self, task: str) -> None:
+        """Raises UsageError where the run was not trained on `task`: its head would answer with random weights."""
+        if self.config is not None and task not in self.config.trained_tasks:
+            raise UsageError(f"{self.folder} was trained on {', '.join(self.config.trained_tasks)}, not on {task}")
+
     def data(self, data: str | None, *, strict: bool = False) -> DataFolder:
         """The tasks that the run was trained on, of `data` or of its own.
 

@@ -42,7 +42,8 @@ class Loss(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1.
+    """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1; before the first cycle, while
+    the sampler hands out the largest set alone, `cycle` is 0.
 
     `loss` is the task's; `smart`, `alignment`, `perturbation` and `bregman` are the other terms of `Loss`.
     """
@@ -121,12 +122,12 @@ class StepLoop(ABC, Generic[Batch]):
             del terms
             times.append(perf_counter())
 
-            self._update()
+            self._update(task)
             times.append(perf_counter())
 
             for part, start, end in zip(PARTS, times, times[1:], strict=False):
                 self.seconds[part] += end - start
-            cycle = max(0, self.step - first - self.sampler.solo_steps) // len(self.data) + 1
+            cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
             self.step += 1
             self.tokens += tokens
             yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
@@ -143,7 +144,8 @@ class StepLoop(ABC, Generic[Batch]):
     def _loss(self, task: str, batch: Batch) -> Loss:
         """The loss of the batch, with its graph."""
 
-    def _update(self) -> None:
+    def _update(self, task: str) -> None:
+        """One optimizer step, on the gradients of a batch of `task`."""
         self.optimizer.step()
         # To None, not to zero: AdamW then leaves the heads of the other tasks alone, and no gradient takes room
         # beside the next step's activations.

@@ -47,12 +47,12 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
     def _loss(self, task: str, batch: tuple[PackedBatch, Tensor]) -> Loss:
         return self.objective(task, *batch, self.step)
 
-    def _update(self) -> None:
+    def _update(self, task: str) -> None:
         share = min(1.0, (self.step + 1) / max(1, self.config.warmup))  # full from step `warmup` on, counted from 1
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.learning_rate
-        super()._update()
-        self.objective.after_step()
+        super()._update(task)
+        self.objective.after_step(task)
 
 
 def make_sampler(config: TrainConfig, sizes: Mapping[str, int]) -> RoundRobinSampler:

@@ -5,6 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
+from smartcs.data.examples import TASKS
+from smartcs.data.sampling import AnnealedDeterministicSampler, RoundRobinSampler
 from smartcs.training import progress as module
 from smartcs.training.progress import clock, make_progress
 from smartcs.training.steps import Step
@@ -19,7 +21,8 @@ def now(monkeypatch):
 
 
 def make(console, **values):
-    return make_progress(console, **{"epochs": 2, "cycles": 10, "steps_per_epoch": 30, "eval_tokens": 3000, **values})
+    sampler = RoundRobinSampler(dict.fromkeys(TASKS, 10), dict.fromkeys(TASKS, 1), seed=0, cycles=10)
+    return make_progress(console, **{"epochs": 2, "sampler": sampler, "eval_tokens": 3000, **values})
 
 
 def take(progress, now, count, begin=0, epoch=1):
@@ -51,6 +54,22 @@ def test_time_left_counts_steps_and_evaluations(now):
         take(progress, now, 5, epoch=2)
         # The line after step 32: 28 steps are left, and one evaluation, now known to take 7 s.
         assert out.getvalue().splitlines()[-1].endswith(f"{clock(28 * 2 + 7)} left")
+
+
+def test_lone_batches_are_named_and_do_not_spoil_the_estimate(now):
+    out = io.StringIO()
+    sampler = AnnealedDeterministicSampler({"sst": 9, "qqp": 99, "sts": 9}, dict.fromkeys(TASKS, 1), seed=0, cycles=10)
+    with make(Console(file=out), sampler=sampler) as progress:
+        for number, (task, seconds, cycle) in enumerate(
+            [("qqp", 8.0, 0)] * 10 + [("sst", 1.0, 1), ("qqp", 8.0, 1), ("sts", 1.0, 1)] * 2
+        ):
+            now[0] += seconds
+            progress.step(Step(number + 1, 1, cycle, task, 0.5, 100, seconds))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("epoch 1/2  qqp alone  loss qqp 0.500")
+    # Two epochs of 10 + 10 QQP batches, of which 12 are done, 8 s each; 18 of the others, 1 s each; two evaluations.
+    speed = 1600 / (12 * 8 + 4)
+    assert lines[-1].endswith(f"{clock(28 * 8 + 36 + 2 * 1000 / speed)} left")
 
 
 def test_a_slow_evaluation_is_seen(now):

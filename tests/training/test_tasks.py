@@ -77,3 +77,11 @@ def test_a_folder_of_some_tasks(data_folder):
 def test_refused(values, message):
     with pytest.raises(ValueError, match=f"TrainConfig: {message}"):
         TrainConfig.from_dict(values)
+
+
+def test_a_task_that_was_not_trained_is_not_predicted(command, config, quiet_train, tmp_path):
+    quiet_train(config(tasks="sst", cycles=1))
+    code, _, err = command("predict", tmp_path / "run", "--task", "qqp", "--text", "rain", "rain")
+    assert code == 2 and "was trained on sst, not on qqp" in err
+    code, out, _ = command("predict", tmp_path / "run", "--task", "sst", "--text", "rain")
+    assert code == 0 and out
