@@ -102,7 +102,7 @@ def test_unknown_key_lists_the_valid():
         ({"smart.update": "fgsm"}, "smart.update is 'fgsm', expected one of mtdnn, projected, paper"),
         ({"smart.norm": 2}, "smart.norm is 2, expected one of inf, 2, 1"),
         ({"smart.noise_std": 0.0}, "smart.noise_std is 0.0, expected a number above 0"),
-        ({"smart.steps": 0}, "smart.steps is 0, expected an integer of at least 1"),
+        ({"smart.steps": 0}, "smart.steps is 0, expected an integer from 1 to 100"),
         ({"smart.share_dropout": 1}, "smart.share_dropout is 1, expected true or false"),
         ({"bregman.beta": 1.0}, "bregman.beta is 1.0, expected 0 <= beta < 1"),
         ({"bregman.early": 1.5}, "bregman.early is 1.5, expected a number from 0 to 1"),
