@@ -26,7 +26,7 @@ class ComparisonRow:
         paper: quantity -> the paper's value; empty where the paper has no such row.
         smart: task -> "fallbacks", "adversarial_alignment", "perturbation_norm", "regulariser", ... (means over the
             seeds of the section of metrics.json); empty without SMART.
-        anchor_divergence: task -> mean divergence from the Bregman anchor; empty without one.
+        anchor_divergence: tasks, joined by +, -> mean divergence from the Bregman anchor; empty without one.
         reports: the runs' pages, as paths relative to the folder of this page.
         note: anything a reader must know of this row, e.g. "2 of 3 seeds finished".
     """

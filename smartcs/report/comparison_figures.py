@@ -10,7 +10,16 @@ from smartcs.report.drawing import COLOURS, Picture, finish, mark, new_figure, p
 from smartcs.report.run_data import task_label
 from smartcs.report.training_figures import FIGURES
 
-_TASK_MARKERS = {"sst": ("o", "sst"), "qqp": ("s", "qqp"), "sts": ("^", "sts"), "all": ("D", "score")}
+_TASK_MARKERS = {
+    "sst": ("o", "sst"),
+    "qqp": ("s", "qqp"),
+    "sts": ("^", "sts"),
+    # One mean over several tasks.
+    "sst+qqp+sts": ("D", "score"),
+    "sst+qqp": ("v", "score"),
+    "sst+sts": ("P", "score"),
+    "qqp+sts": ("X", "score"),
+}
 _LONGEST = 26  # characters of a label before it goes on another line
 
 
@@ -36,7 +45,9 @@ def figure_dots(rows: Sequence[ComparisonRow], quantity: str, split: str) -> Pic
     caption = f"{FIGURES[quantity]} on {split}."
     if any(quantity in row.std for row in rows):
         caption += " Bars through the dots: one standard deviation over the seeds to either side."
-    return finish(figure, f"compare-{quantity}", caption + " The axis does not start at zero.")
+    if axes.get_xlim()[0] > 0:
+        caption += " The axis does not start at zero."
+    return finish(figure, f"compare-{quantity}", caption)
 
 
 def time_ratios(rows: Sequence[ComparisonRow]) -> Picture | None:

@@ -47,7 +47,7 @@ def write_comparison_report(
         rows: in the order of the page, of different names; those of 0 seeds are listed with the paper's values.
         split: "dev" or "test": what the figures are of.
         intro: paragraphs below the title, e.g. what was run on which data and model.
-        notes: paragraphs below the table. What is known of the paper's baseline score is added by itself.
+        notes: paragraphs below the table. Scores of the paper that its formula does not give are named by itself.
         warnings: paragraphs that stand out, e.g. rows that failed.
         command: makes the page again.
 
@@ -104,21 +104,7 @@ def _notes(rows: Sequence[ComparisonRow]) -> list[str]:
         notes.append("Time ratio: over the baseline row's time per epoch.")
     if any(row.std for row in rows):
         notes.append("After ±: one standard deviation over the seeds.")
-    for name, (printed, by_formula) in paper.SCORE_SLIPS.items():
-        if any(row.paper.get("score") == printed and _is_slip(row, by_formula) for row in rows):
-            notes.append(
-                f"The paper prints a score of {printed:.3f} for its {name}; its own formula gives {by_formula:.3f}."
-            )
-    return notes
-
-
-def _is_slip(row: ComparisonRow, by_formula: float) -> bool:
-    """Whether the paper's figures of the row are those of the slip, rather than of another row of that score."""
-    figures = {name: row.paper.get(name) for name in FIGURES}
-    if None in figures.values():
-        return False
-    found = paper.Figures(**{name: value for name, value in figures.items() if value is not None}).score_by_formula()
-    return abs(found - by_formula) < 1e-3
+    return [*notes, *(slip for row in rows if (slip := paper.score_slip(row.label, row.paper)))]
 
 
 def _sections(rows: Sequence[ComparisonRow], split: str) -> list[Section]:

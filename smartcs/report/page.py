@@ -81,6 +81,12 @@ def figure_text(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
+def counted(number: Any, noun: str) -> str:
+    """A number of things, "1 epoch" or "1,200 epochs"."""
+    text = f"{number:,}" if isinstance(number, int) else plain(number)
+    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
+
+
 def plain(value: Any) -> str:
     """A value of a configuration or an environment as people read it."""
     if value is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from smartcs.data.examples import TASKS
 from smartcs.model.files import CheckpointError, read_json
+from smartcs.training.checks import task_names
 from smartcs.training.run_folder import LOSSES, METRICS
 
 _REQUIRED = ("step", "epoch", "task", "loss")
@@ -89,19 +90,18 @@ class RunData:
 
 
 def anchor_divergence(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Task -> mean divergence from the Bregman anchor, of a run's metrics; one mean over several is called all."""
+    """Tasks, joined by +, -> their mean divergence from the Bregman anchor, of a run's metrics; {} without one."""
     found = (metrics.get("bregman") or {}).get("anchor_divergence")
     if found is None:
         return {}
-    if isinstance(found, Mapping):
-        return {task: value for task, value in found.items() if value is not None}
-    tasks = str(flat(metrics.get("config") or {}).get("bregman.tasks"))
-    return {tasks if tasks in TASKS else "all": float(found)}
+    config = flat(metrics.get("config") or {})
+    trained = task_names(config.get("tasks", "all"))
+    return {"+".join(name for name in task_names(config.get("bregman.tasks", "all")) if name in trained): float(found)}
 
 
 def task_label(task: str) -> str:
-    """A task's name as people read it."""
-    return task.upper() if task in TASKS else f"{task} tasks"
+    """A task's name as people read it, or those of several joined by +."""
+    return task.upper().replace("+", " + ")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from smartcs.report import training_figures
-from smartcs.report.page import DASH, Section, Table, figure_text, plain
+from smartcs.report.page import DASH, Section, Table, counted, figure_text, plain
+from smartcs.report.papers_row import has_row
 from smartcs.report.run_data import RunData, anchor_divergence, flat, task_label
 from smartcs.training import paper
 from smartcs.training.config import TrainConfig
@@ -80,7 +81,7 @@ def time(run: RunData) -> Section:
         if metrics.get(name) is not None:
             rows.append([label, f"{metrics[name]:,.0f}"])
     notes = []
-    if run.recipe in paper.EPOCH_SECONDS:
+    if run.recipe in paper.EPOCH_SECONDS and has_row(run):
         notes.append(
             f"The paper gives {paper.EPOCH_SECONDS[run.recipe]:,.0f} s per epoch for this row on its own machine, "
             f"{paper.time_ratio(run.recipe):.2f} times its baseline; only the ratio can be compared."
@@ -144,7 +145,7 @@ def environment(run: RunData) -> Section:
     lead = []
     if machine or versions:
         lead = [
-            f"{plain(machine.get('cpu'))}, {plain(machine.get('threads'))} threads; "
+            f"{plain(machine.get('cpu'))}, {counted(machine.get('threads'), 'thread')}; "
             f"Python {plain(versions.get('python'))}, torch {plain(versions.get('torch'))}."
         ]
     return Section("environment", "Data and environment", lead=lead, tables=tables)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from smartcs.report import run_details, run_results
 from smartcs.report.drawing import house_style
-from smartcs.report.page import DASH, Section, figure_text, write_page
+from smartcs.report.page import DASH, Section, counted, figure_text, write_page
 from smartcs.report.run_data import RunData
 from smartcs.report.training_figures import FIGURES
 from smartcs.training.recipes import AUTO_MODEL
@@ -40,7 +41,7 @@ def write_run_report(folder: str | Path) -> Path:
         "warnings": _warnings(run),
         "tiles": _tiles(run),
         "sections": sections,
-        "folder": str(folder),
+        "folder": shlex.quote(str(folder)),
     }
     pictures = [picture for section in sections for picture in section.pictures]
     return write_page(run.folder, "run.html.j2", pictures, context, PICTURES)
@@ -50,16 +51,16 @@ def _summary(run: RunData) -> str:
     config, shape, parts = run.config, run.section("model"), []
     if shape:
         named = f"{config['model']}: " if config.get("model", AUTO_MODEL) != AUTO_MODEL else ""
-        parts.append(f"{named}{shape.get('num_hidden_layers')} layers, hidden size {shape.get('hidden_size')}")
+        parts.append(
+            f"{named}{counted(shape.get('num_hidden_layers'), 'layer')}, hidden size {shape.get('hidden_size')}"
+        )
     if run.section("data").get("source"):
         parts.append(f"data {run.section('data')['source']}")
     if run.planned_epochs is not None:
         cycles = run.metrics.get("cycles_per_epoch")
-        parts.append(
-            f"{run.planned_epochs} epoch{'s'[: run.planned_epochs != 1]}" + (f" of {cycles:,} cycles" if cycles else "")
-        )
+        parts.append(counted(run.planned_epochs, "epoch") + (f" of {counted(cycles, 'cycle')}" if cycles else ""))
     if run.metrics.get("steps") is not None:
-        parts.append(f"{run.metrics['steps']:,} optimizer steps")
+        parts.append(f"{counted(run.metrics['steps'], 'optimizer step')}")
     if config.get("seed") is not None:
         parts.append(f"seed {config['seed']}")
     return " · ".join(parts)

@@ -6,16 +6,16 @@ from typing import Any
 
 from smartcs.data.examples import TASKS
 from smartcs.report import analysis_figures, training_figures
-from smartcs.report.page import DASH, Section, Table, figure_text
+from smartcs.report.page import DASH, Section, Table, counted, figure_text
+from smartcs.report.papers_row import changed_conditions, changed_method, has_row
 from smartcs.report.run_data import RunData
 from smartcs.report.training_figures import FIGURES
 from smartcs.training import paper
 
 
 def published_figures(run: RunData) -> dict[str, float]:
-    """The paper's dev figures of the run's recipe; {} where it has no such row."""
-    row = paper.DEV.get(run.recipe)
-    return row.as_dict() if row else {}
+    """The paper's dev figures of what the run did; {} where it has no such row."""
+    return paper.DEV[run.recipe].as_dict() if has_row(run) else {}
 
 
 def figures(run: RunData) -> Section:
@@ -28,7 +28,7 @@ def figures(run: RunData) -> Section:
     )
     if not dev and not test:
         return Section("figures", "Figures")
-    test_row = paper.TEST.get(run.recipe)
+    test_row = paper.TEST.get(run.recipe) if published else None
     columns: list[tuple[str, dict[str, Any]]] = [("dev", dev), ("majority, dev", majority)]
     if published:
         columns.append(("paper, dev", published))
@@ -47,10 +47,15 @@ def figures(run: RunData) -> Section:
     notes = ["Score = (SST accuracy + QQP accuracy + (STS Pearson + 1) / 2) / 3."]
     if published:
         notes.append(_conditions(run))
+        if slip := paper.score_slip(paper.NAMES[run.recipe], published):
+            notes.append(slip)
+    elif changed := changed_method(run):
+        notes.append(
+            f"The paper's row ({paper.NAMES[run.recipe]}) is not shown: this run's method is another, with settings "
+            f"other than the recipe's (in brackets): {', '.join(changed)}."
+        )
     else:
         notes.append("The paper has no row for this recipe.")
-    if run.recipe == paper.BASELINE:
-        notes.append(paper.BASELINE_NOTE)
     picture = training_figures.headline(run, majority, published)
     tables = [Table(["", *(name for name, _ in columns)], rows)]
     if details:
@@ -63,14 +68,18 @@ def _conditions(run: RunData) -> str:
     shape, train = run.section("model"), run.section("data", "examples", "train")
     mine = []
     if shape:
-        mine.append(f"{shape.get('num_hidden_layers')} layers of hidden size {shape.get('hidden_size')}")
+        mine.append(f"{counted(shape.get('num_hidden_layers'), 'layer')} of hidden size {shape.get('hidden_size')}")
     if train:
         mine.append(" + ".join(f"{count:,} {task.upper()}" for task, count in train.items()) + " training examples")
     if run.config.get("epochs"):
-        mine.append(f"{run.config['epochs']} epochs of {run.metrics.get('cycles_per_epoch') or 0:,} cycles")
+        cycles = counted(run.metrics.get("cycles_per_epoch") or 0, "cycle")
+        mine.append(f"{counted(run.config['epochs'], 'epoch')} of {cycles}")
+    changed = changed_conditions(run)
     return (
         f"The paper's row ({paper.NAMES[run.recipe]}) is of BERT base, 12 layers of hidden size 768, on the full data "
-        f"for {paper.EPOCHS} epochs. This run is of {', '.join(mine)}."
+        f"for {paper.EPOCHS} epochs."
+        + (f" This run is of {', '.join(mine)}." if mine else "")
+        + (f" Its settings other than the recipe's (in brackets): {', '.join(changed)}." if changed else "")
     )
 
 
@@ -133,4 +142,7 @@ def analysis(run: RunData) -> list[Section]:
 
 
 _QQP_NAMES = ("different", "duplicate")
-_SST_NOTE = "From the dev predictions of the best epoch. The paper's figure 9 does not name its model."
+_SST_NOTE = (
+    "From the dev predictions of the best epoch. The paper's figure 9 does not name its model; its recalls make an "
+    "accuracy of .494, that of SMART + Bregman and of Stickland."
+)

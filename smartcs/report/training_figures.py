@@ -32,7 +32,7 @@ def headline(run: RunData, majority: Mapping[str, float], paper: Mapping[str, fl
     if not shown:
         return None
     figure, axes = new_figure(5.2, 0.62 + 0.46 * len(shown))
-    low = 0.0
+    low, drawn = 0.0, set()
     for row, name in enumerate(shown):
         points = {"majority": majority.get(name), "theirs": paper.get(name), "ours": dev[name]}
         known = [value for value in points.values() if value is not None]
@@ -40,7 +40,8 @@ def headline(run: RunData, majority: Mapping[str, float], paper: Mapping[str, fl
         axes.plot([min(known), max(known)], [row, row], color=COLOURS["line"], linewidth=3, zorder=1)
         for kind, value in points.items():
             if value is not None:
-                axes.plot([value], [row], label=_LABELS[kind] if row == 0 else None, **mark(kind))
+                axes.plot([value], [row], label=None if kind in drawn else _LABELS[kind], **mark(kind))
+                drawn.add(kind)
     axes.set_yticks(range(len(shown)), [FIGURES[name] for name in shown], color=COLOURS["ink"])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(low - 0.02, 1.0)
@@ -49,8 +50,10 @@ def headline(run: RunData, majority: Mapping[str, float], paper: Mapping[str, fl
     axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.4)
     axes.set_title("Dev figures of the best epoch")
-    against = "the majority class (grey square)" + (" and the paper's row (bar)" if paper else "")
-    return finish(figure, "headline", f"Dev figures of the best epoch (dot) beside {against}. Further right is better.")
+    beside = {"majority": "the majority class (grey square)", "theirs": "the paper's row (bar)"}
+    against = " and ".join(text for kind, text in beside.items() if kind in drawn)
+    caption = f"Dev figures of the best epoch (dot){f' beside {against}' if against else ''}. Further right is better."
+    return finish(figure, "headline", caption)
 
 
 _LABELS = {"ours": "this run", "theirs": "the paper", "majority": "majority class"}
@@ -150,12 +153,10 @@ def dev_curves(run: RunData, majority: Mapping[str, float]) -> Picture | None:
     axes.set_xlabel("epoch")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.6)
     axes.set_title("Dev figures by epoch", pad=14)
-    return finish(
-        figure,
-        "dev-figures",
-        "Dev figures after each epoch; dotted, in the same colour, what always answering with the commonest training "
-        "label reaches. The weights of the best score are kept.",
-    )
+    caption = "Dev figures after each epoch"
+    if any(majority.get(name) is not None for name in shown):
+        caption += "; dotted, in the same colour, what always answering with the commonest training label reaches"
+    return finish(figure, "dev-figures", caption + ". The weights of the best score are kept.")
 
 
 def time_parts(run: RunData) -> Picture | None:

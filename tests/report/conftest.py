@@ -75,7 +75,7 @@ def metrics(generator, **settings) -> dict:
                 "regulariser": 0.004321,
             }
         },
-        "bregman": {"steps": 36, "anchor_divergence": {"sst": 0.03456}},
+        "bregman": {"steps": 36, "anchor_divergence": 0.03456},
         "pretrain": {
             "mlm_loss": 3.4567,
             "mlm_accuracy": 0.3219,

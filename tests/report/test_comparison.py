@@ -55,11 +55,14 @@ def test_diagnostics_are_means_over_the_seeds():
     assert ComparisonRow.from_metrics("a", "A", runs).smart == {
         "sst": {"fallbacks": 0, "adversarial_alignment": pytest.approx(0.2), "regulariser": 0.5}
     }
-    by_task = [metrics(0.5, bregman={"anchor_divergence": {"sst": value, "qqp": None}}) for value in (1.0, 3.0)]
-    assert ComparisonRow.from_metrics("a", "A", by_task).anchor_divergence == {"sst": 2.0}
-    for tasks, name in (("sst", "sst"), ("sst+sts", "all")):
-        one = metrics(0.5, bregman={"anchor_divergence": 1.5}, config={"bregman": {"tasks": tasks}})
-        assert ComparisonRow.from_metrics("a", "A", [one]).anchor_divergence == {name: 1.5}
+    for config, name in (
+        ({"bregman": {"tasks": "sst"}}, "sst"),
+        ({"bregman": {"tasks": "sts+sst"}}, "sst+sts"),
+        ({"bregman": {"tasks": "all"}}, "sst+qqp+sts"),
+        ({"tasks": "sst+sts", "bregman": {"tasks": "all"}}, "sst+sts"),
+    ):
+        seeds = [metrics(0.5, bregman={"anchor_divergence": value}, config=config) for value in (1.0, 3.0)]
+        assert ComparisonRow.from_metrics("a", "A", seeds).anchor_divergence == {name: 2.0}
 
 
 def test_unknown_quantities():
@@ -67,6 +70,7 @@ def test_unknown_quantities():
         ComparisonRow("a", "A", paper={"accuracy": 0.5})
 
 
+ON_SST_AND_STS = {"bregman": {"tasks": "sst+sts"}}
 NASTY = '<script>alert("x")</script> & $1$'
 
 
@@ -75,8 +79,8 @@ def page(tmp_path_factory):
     runs = {
         "baseline": [metrics(0.4811, 10.0), metrics(0.4933, 11.0)],
         "smart-bregman": [
-            metrics(0.5055, 13.0, smart(0.0123), {"anchor_divergence": {"sst": 0.0345}}),
-            metrics(0.5077, 12.0, smart(0.0125), {"anchor_divergence": {"sst": 0.0355}}),
+            metrics(0.5055, 13.0, smart(0.0123), {"anchor_divergence": 0.0345}, ON_SST_AND_STS),
+            metrics(0.5077, 12.0, smart(0.0125), {"anchor_divergence": 0.0355}, ON_SST_AND_STS),
         ],
     }
     rows = [
@@ -118,7 +122,10 @@ def test_numbers_are_the_rows(page):
             assert row.paper.get(name) is None or f"{row.paper[name]:.3f}" in said
     assert "10.5 ± 0.7 1.00 ± 0.07 1.00" in said and "12.5 ± 0.7 1.19 ± 0.07 1.20" in said
     assert "0.0124" in said and "0.035" in said and "not run" in said and "A note." in said and "Mind." in said
-    assert "The paper prints a score of 0.764 for its baseline; its own formula gives 0.769." in said
+    assert f"{paper.NAMES['smart-bregman']} SST + STS – – – – 0.035" in said
+    assert said.count("the paper prints a score of") == 1
+    assert paper.score_slip("Baseline", paper.DEV["baseline"].as_dict()) in said
+    assert said.count("The axis does not start at zero.") == 4
 
 
 def test_pictures(page):
@@ -163,6 +170,11 @@ def test_a_sweep_without_paper_nor_time(tmp_path):
     assert "λ = 5" in said and "0.450" in said and "SST accuracy, test" in said and "paper</th>" not in source
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["compare-sst_accuracy.png"]
     assert "0.769" not in said
+
+
+def test_an_axis_from_below_zero_is_not_said_to_start_elsewhere(tmp_path):
+    rows = [ComparisonRow(str(value), str(value), 1, {"sts_pearson": value}) for value in (-0.1, 0.4)]
+    assert "does not start at zero" not in write_comparison_report(tmp_path, "Low", rows).read_text()
 
 
 def test_rows_must_have_names_of_their_own(tmp_path):

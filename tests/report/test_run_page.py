@@ -134,7 +134,7 @@ def test_baseline_without_smart(make_run):
     for stale in ("smart-alignment", "pretrain-loss", "of-somebody-else"):
         (folder / "figures" / f"{stale}.png").write_bytes(b"old")
     page = Page(write_run_report(folder))
-    assert page.says(paper.BASELINE_NOTE, "0.764")
+    assert page.says("Baseline: the paper prints a score of 0.764; its own formula gives 0.769.")
     assert not page.says("Adversarial alignment") and not page.says("Masked language modelling")
     left = {path.stem for path in (folder / "figures").iterdir()}
     assert "of-somebody-else" in left and not {"smart-alignment", "pretrain-loss"} & left
@@ -149,12 +149,81 @@ def test_baseline_without_smart(make_run):
     [("smart-adv", "The paper has no row for this recipe."), ("smart", "The paper's row (SMART Loss) is of BERT base")],
 )
 def test_the_papers_row(make_run, recipe, said):
-    def change(metrics):
-        for name in ("analysis", "smart", "bregman", "pretrain", "epochs", "seconds_by_part"):
-            metrics[name] = None
-
-    page = Page(write_run_report(make_run(change, None, recipe=recipe)))
+    page = Page(write_run_report(make_run(bare, None, recipe=recipe)))
     assert page.says(said, "12 layers" if recipe == "smart" else "Score", "6 layers")
+
+
+def bare(metrics):
+    """Drops what takes time to draw."""
+    for name in ("analysis", "smart", "bregman", "pretrain", "epochs", "seconds_by_part"):
+        metrics[name] = None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"recipe": "smart", "smart.weight": 5.0}, "(in brackets): smart.weight 5.0 (2.0)."),
+        ({"recipe": "smart", "bregman": {"tasks": "sst"}}, "bregman.tasks sst (none)"),
+        ({"recipe": "baseline", "cosine": "fusion"}, "cosine fusion (none)"),
+        ({"recipe": "baseline", "head_dropout": 0.3}, "head_dropout 0.3 (0.0)"),
+        ({"recipe": "stickland", "sampler": "annealed"}, "sampler annealed (annealed_deterministic)"),
+        ({"recipe": "pretrain", "pretrain.fraction": 0.15}, "pretrain.fraction 0.15 (left open)"),
+        ({"recipe": "pretrain", "pretrain.epochs": 0}, "pretrain.epochs 0 (5)"),
+    ],
+)
+def test_the_papers_row_is_not_shown_beside_another_method(make_run, settings, said):
+    page = Page(write_run_report(make_run(bare, None, **settings)))
+    assert page.says(f"The paper's row ({paper.NAMES[settings['recipe']]}) is not shown", said)
+    assert not page.says("paper, dev") and not page.says("the paper 0.") and not page.says("prints a score")
+    assert not page.says("paper, test") and not page.says("s per epoch for this row")
+
+
+def test_other_settings_are_conditions_of_the_papers_row(make_run):
+    settings = {"learning_rate": 1e-4, "batch_sst": 16, "seed": 2, "smart.weight": 7.0, "pretrain.epochs": 3}
+    page = Page(write_run_report(make_run(bare, None, recipe="pretrain", **settings)))
+    assert page.says("paper, dev", "3 epochs of 12 cycles. Its settings other than the recipe's (in brackets): learn")
+    assert page.says(": learning_rate 0.0001 (3e-05), batch_sst 16 (6), pretrain.epochs 3 (5).")  # SMART is not used
+
+
+def test_runs_of_other_versions(make_run):
+    """Their configurations lack parts, or have settings and values that are unknown now."""
+
+    def change(metrics):
+        bare(metrics)
+        metrics["config"] = {"recipe": "smart", "epochs": 1, "precision": "bf16", "gone": 1}
+        metrics["cycles_per_epoch"] = metrics["model"]["num_hidden_layers"] = 1
+        metrics["environment"]["machine"]["threads"] = 1
+
+    page = Page(write_run_report(make_run(change, None)))
+    assert page.says("paper, dev", "1 layer of hidden size 384", "1 epoch of 1 cycle.", "precision bf16 (fp32)")
+    assert page.says("A Processor, 1 thread;", "1 layer, hidden size 384")
+
+
+def test_legends_and_captions_name_what_is_drawn(make_run):
+    def change(metrics):
+        epochs = metrics["epochs"]
+        bare(metrics)
+        metrics.update(epochs=epochs)
+        del metrics["dev"]["majority"]
+
+    path = write_run_report(make_run(change, None, recipe="smart-adv"))
+    page = Page(path)
+    assert page.says("Dev figures of the best epoch (dot). Further", "Dev figures after each epoch. The weights")
+    (path.parent / "metrics.json").write_text(
+        json.dumps({"dev": {"sst_accuracy": 0.4, "score": 0.5, "majority": {"score": 0.3}}})
+    )
+    # The first row of the drawing has no majority, the second has.
+    page = Page(write_run_report(path.parent))
+    assert page.says("beside the majority class (grey square). Further")
+    figure = page.source[page.source.index('<figure id="headline"') :]
+    assert ">majority class</text>" in figure[: figure.index("</svg>")]
+
+
+def test_the_command_of_the_footer_can_be_pasted(tmp_path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    assert Page(write_run_report(folder)).says(f"python -m smartcs.report '{folder}'")
 
 
 def test_interrupted_before_the_first_evaluation(make_run):
@@ -181,10 +250,8 @@ def test_nothing_but_an_empty_object(tmp_path):
 
 def test_diverged_and_fallbacks(make_run):
     def change(metrics):
-        for name in ("analysis", "bregman", "pretrain", "epochs", "seconds_by_part"):
-            metrics[name] = None
-        metrics["diverged"] = True
-        metrics["smart"]["sst"]["fallbacks"] = 1234
+        bare(metrics)
+        metrics.update(diverged=True, smart={"sst": {"fallbacks": 1234}})
 
     page = Page(write_run_report(make_run(change, None)))
     assert page.says("diverged", "a loss was not finite", "fell back to the plain loss in 1,234 steps")

@@ -295,3 +295,18 @@ def test_start_names_the_settings_that_are_not_the_recipes(config):
     assert "smart.weight 5.0 (2.0)" in line and "smart.tasks" not in line
     assert "batch_qqp 8 (40)" in line and "encoder_dropout 0.0 (left open)" in line and "cycles 1 (left open)" in line
     assert "batch_sst" not in line and "output" not in line
+
+
+def test_tensorboard_has_the_steps_and_the_evaluation(config, quiet_train):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = quiet_train(config(cycles=1, tensorboard=True, recipe="smart-bregman"))
+    events = accumulator.EventAccumulator(str(result.folder / "tensorboard"))
+    events.Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    terms = {f"smart/{name}/sst" for name in ("regulariser", "alignment", "perturbation")} | {"bregman/divergence/sst"}
+    losses = {f"{split}/loss/{task}" for split in ("train", "dev") for task in ("sst", "qqp", "sts")}
+    figures = {f"dev/{name}" for name in ("epoch", "sst_accuracy", "qqp_accuracy", "sts_pearson", "score")}
+    assert set(found) == terms | losses | figures
+    for row in read_losses(result.folder):
+        assert found[f"train/loss/{row['task']}"] == [(int(row["step"]), pytest.approx(float(row["loss"]), rel=1e-6))]
+    assert found["dev/score"] == [(3, pytest.approx(result.metrics["score"], rel=1e-6))]
