@@ -62,14 +62,19 @@ def main() -> None:
     if arguments.recipe:
         measure(arguments.recipe, arguments.shape, arguments.tokens)
         return
+    if arguments.tokens < _LENGTH:
+        parser.error(f"--tokens is {arguments.tokens}, expected at least {_LENGTH}, one sentence")
     print(f"{arguments.shape}, {arguments.tokens} tokens; MB")
     print(f"{'step':16}{'weights':>10}{'activations':>14}{'sets':>7}{'peak':>10}{'ratio':>8}")
     baseline: tuple[float, float] | None = None
     for recipe in RECIPES:
         command = [sys.executable, __file__, "--recipe", recipe]
         command += ["--shape", arguments.shape, "--tokens", str(arguments.tokens)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        weights, activations, peak = map(float, output.split())
+        # Its stderr is ours.
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if child.returncode:
+            sys.exit(f"{recipe}: the process that measures it ended with {child.returncode}")
+        weights, activations, peak = map(float, child.stdout.split())
         baseline = baseline or (activations, peak)
         print(
             f"{recipe:16}{weights:10,.0f}{activations:14,.1f}{activations / baseline[0]:7.2f}{peak:10,.0f}"

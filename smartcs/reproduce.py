@@ -30,11 +30,11 @@ The paper's figures are of BERT base (--model bert-base-uncased) on the full dat
 
 A finished row is not run again: repeat the command to go on after Ctrl-C, or to add rows and seeds.
 
-The tables are results.md, .csv and .json and report.html in the output folder.
+The tables hold all runs of the output folder: results.md, .csv and .json and report.html there.
 
 Beside them each run has a folder of its own, ROW/seed-SEED.
 
-Experiments and their rows, after "extra" those that are not in the paper's table:
+Experiments and their rows, after "extra" those that run only where they are asked for:
 """
 _WIDTH = 92
 
@@ -49,10 +49,10 @@ class ReproduceConfig:
         arg(metavar="EXPERIMENT"),
     ]
     """figure2, figure3, figure6, figure7, figure8, lambda or pretrain, see above."""
-    rows: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="(default: those of the paper)")] = None
+    rows: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="(default: all but the extra ones)")] = None
     """Rows to run, by their names above, joined by commas."""
     extra: Annotated[bool, FlagCreatePairsOff] = False
-    """Run the rows that are not in the paper's table as well; --rows may name them too."""
+    """Run the extra rows as well, which the paper does not have; --rows may name them too."""
     seeds: Annotated[str, arg(metavar="S,T,...")] = str(TrainConfig.seed)
     """Seeds, joined by commas; every row is run with each, and the tables give mean and standard deviation."""
     data: Annotated[str, arg(metavar="DIR")] = SAMPLE_DATA
@@ -63,16 +63,15 @@ class ReproduceConfig:
     output: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/EXPERIMENT)")] = None
     """Folder of the reproduction; what it holds of the same experiment is kept and gone on with."""
     reuse: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
-    """Folder of another reproduction: its finished runs of the same row and settings are taken as they are (figure 3
-    has rows of figure 2, and so has figure 8)."""
+    """Folder of another reproduction: its finished runs of equal rows and settings are taken, figure 2's for 8."""
     overwrite: Annotated[bool, FlagCreatePairsOff] = False
-    """Run again what is finished with other settings, which else is an error."""
+    """Run again what is finished with other settings or data, which else is an error."""
     epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Epochs of every row."""
     cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Cycles per epoch of every row."""
     pretrain_epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
-    """Epochs of additional pretraining, in the rows that have it."""
+    """Epochs of additional pretraining; not for the rows that are about another number of them."""
     pretrain_cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Cycles per epoch of additional pretraining."""
     fused: bool = True
@@ -92,6 +91,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Experiment, list[Row], Op
     for flag, value in (("--pretrain-epochs", config.pretrain_epochs), ("--pretrain-cycles", config.pretrain_cycles)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} is {value}, expected an integer of at least 1")
+        if value is not None and not any(row.pretrains for row in experiment.rows):
+            raise UsageError(f"{flag}: no row of {experiment.name} has additional pretraining, leave it out")
     for flag, text in (("--output", config.output), ("--reuse", config.reuse)):
         if text == "":
             raise UsageError(f"{flag} is empty, expected a folder")

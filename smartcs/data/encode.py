@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -141,6 +142,18 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int = 512, *, s
         examples.labels,
         tuple(truncated),
     )
+
+
+def data_digest(encoded: Mapping[str, Mapping[str, EncodedTask]]) -> str:
+    """SHA-256, in hexadecimal, of what a model sees of split -> task -> examples: word pieces, offsets and labels."""
+    digest = hashlib.sha256()
+    for split, tasks in encoded.items():
+        for name, task in tasks.items():
+            digest.update(f"{split} {name} {len(task)} {task.labels is not None}\n".encode())
+            for array in (task.input_ids, task.offsets, task.labels):
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _without_limits(tokenizer: Tokenizer) -> Tokenizer:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from smartcs.experiments.data_check import Contents, data_differences
 from smartcs.experiments.figures import CHOSEN_PRETRAINING, Row
-from smartcs.model.files import read_json
+from smartcs.model.files import CheckpointError, read_json
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.pretrain_config import PretrainConfig
@@ -32,6 +33,8 @@ _NOT_THE_METHODS = frozenset(
     {"recipe", "output", "overwrite", "report", "tensorboard", "eval_batch_size", "strict_data"}
 )
 
+_ALWAYS_THERE = ("diverged", "seconds", "seconds_total", "data", "config", "environment")  # in metrics.json
+
 
 @dataclass(frozen=True)
 class Options:
@@ -47,6 +50,7 @@ class Options:
         overwrite: replace finished runs of other settings.
         reuse: another reproduction's folder, whose finished runs of equal settings are taken as they are.
         command: what made the tables, quoted in them.
+        contents: what the data holds, as far as this command has looked.
     """
 
     output: Path
@@ -62,6 +66,7 @@ class Options:
     overwrite: bool = False
     reuse: Path | None = None
     command: str = ""
+    contents: Contents = field(default_factory=dict, compare=False, repr=False)
 
     def describe_seeds(self) -> str:
         """For people: "seed 1", "seeds 1, 2"."""
@@ -93,6 +98,11 @@ class Job:
     config: TrainConfig
     stage: Stage | None = None
 
+    @property
+    def from_the_start(self) -> TrainConfig:
+        """The configuration of fine-tuning with the model that pretraining, if any, begins with."""
+        return self.config if self.stage is None else replace(self.config, model=self.stage.config.model)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -114,27 +124,32 @@ class Outcome:
     pretraining: Mapping[str, Any]
 
 
-def make_jobs(rows: Sequence[Row], options: Options) -> list[Job]:
+def make_jobs(rows: Sequence[Row], options: Options, *, chosen: bool = True) -> list[Job]:
     """The runs of these rows, row by row, seed by seed.
+
+    Args:
+        chosen: whether these rows were asked for; options that would replace what other rows are do not count there.
 
     Raises:
         ValueError: an option out of range, as `TrainConfig` says it.
         UsageError: an option that would replace what makes the rows different.
     """
-    return [_make_job(row, seed, options) for row in rows for seed in options.seeds]
+    return [_make_job(row, seed, options, chosen) for row in rows for seed in options.seeds]
 
 
-def _make_job(row: Row, seed: int, options: Options) -> Job:
+def _make_job(row: Row, seed: int, options: Options, asked_for: bool) -> Job:
     chosen: dict[str, Any] = {"epochs": options.epochs, "cycles": options.cycles}
     if row.pretrains:
         chosen |= {"pretrain.epochs": options.pretrain_epochs, "pretrain.cycles": options.pretrain_cycles}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    for name in chosen:
-        if name in row.settings:
+    swept = [name for name in chosen if row.settings.get(name) != CHOSEN_PRETRAINING.get(name) and name in row.settings]
+    for name in swept:
+        if asked_for:
             raise UsageError(
                 f"--{name.replace('.', '-')} would replace what row {row.name} is about ({name} {row.settings[name]}): "
                 "leave it out, or choose other --rows"
             )
+        del chosen[name]
     place = f"{row.name}/seed-{seed}"
     common = {"data": _data(options.data), "model": _model(options.model), "seed": seed, "fused": options.fused}
     output = {"output": str(options.output / place), "overwrite": True, "report": options.report}
@@ -176,52 +191,66 @@ def _without_pretraining(recipe: str) -> str:
     return next(name for name, others in RECIPES.items() if others == values)
 
 
-def find(job: Job, options: Options) -> Outcome:
+def find(job: Job, options: Options, remedy: str = "run it again") -> Outcome:
     """What there is of `job`: in the reproduction's folder, else finished with equal settings in `options.reuse`.
 
+    Args:
+        remedy: what the error says that --overwrite is for.
+
     Raises:
-        UsageError: a finished run or pretraining of other settings, unless `options.overwrite` is set; names them.
+        UsageError: a finished run or pretraining of other settings or data, unless `options.overwrite` is set.
         CheckpointError: a file is damaged.
+        DataError, ModelSourceError: there is a run, but no longer its data or model to compare with.
     """
-    own = _read(job, options.output)
-    if _replaceable(job.place, differences(job, own), options):
+    own = read_run(job, options.output)
+    if _replaceable(job.place, differences(job, own, options), options, remedy):
         own = _none(job, options.output)
     if own.state == "not finished" and options.reuse is not None:
-        other = _read(job, options.reuse)
-        if other.state == "finished" and not differences(job, other):
+        other = read_run(job, options.reuse)
+        if other.state == "finished" and not differences(job, other, options):
             return other
     if own.state == "not finished" and job.stage is not None:
-        pretraining = find_stage(job.stage, options)
+        pretraining = find_stage(job.stage, options, remedy)
         if pretraining and pretraining["diverged"]:
             return replace(own, state="pretraining diverged", pretraining=pretraining)
     return own
 
 
-def find_stage(stage: Stage, options: Options) -> dict[str, Any] | None:
+def find_stage(stage: Stage, options: Options, remedy: str = "run it again") -> dict[str, Any] | None:
     """metrics.json of a pretraining that has ended by itself; None where it has not.
 
     Raises:
-        UsageError, CheckpointError: see `find`.
+        UsageError, CheckpointError, DataError, ModelSourceError: see `find`.
     """
     metrics = _read_finished(options.output / stage.place)
-    different = _stage_differences(stage, metrics) if metrics else []
-    return None if _replaceable(stage.place, different, options) else metrics
+    different: list[str] = []
+    if metrics:
+        different = _stage_differences(stage, metrics)
+        different = different or data_differences(stage.config, metrics["data"], options.contents)
+    return None if _replaceable(stage.place, different, options, remedy) else metrics
 
 
-def _replaceable(place: str, different: Sequence[str], options: Options) -> bool:
+def _replaceable(place: str, different: Sequence[str], options: Options, remedy: str) -> bool:
     """Whether what lies at `place` is of other settings."""
     if different and not options.overwrite:
         raise UsageError(
             f"--output {options.output}: {place} is finished with other settings ({'; '.join(different)}): "
-            "pass --overwrite to run it again, or another --output"
+            f"pass --overwrite to {remedy}, or another --output"
         )
     return bool(different)
 
 
-def differences(job: Job, outcome: Outcome) -> list[str]:
-    """Settings that a finished run does not share with `job`, as "epochs 3, now 1"; [] for any other."""
+def differences(job: Job, outcome: Outcome, options: Options) -> list[str]:
+    """What a finished run does not share with `job`, settings as "epochs 3, now 1"; [] for any other."""
     if outcome.state == "not finished":
         return []
+    # Data is read and tokenized for it: only where all else is equal.
+    return _setting_differences(job, outcome) or data_differences(
+        job.from_the_start, outcome.metrics["data"], options.contents
+    )
+
+
+def _setting_differences(job: Job, outcome: Outcome) -> list[str]:
     wanted = {name: value for name, value in flat(job.config).items() if name not in _NOT_THE_METHODS}
     if job.stage is None:
         return _compare(wanted, outcome.metrics["config"])
@@ -254,7 +283,8 @@ def _flat_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _read(job: Job, output: Path) -> Outcome:
+def read_run(job: Job, output: Path) -> Outcome:
+    """What lies in the folder of `job` below `output`, whatever its settings."""
     folder = output / job.place
     metrics = _read_finished(folder)
     pretraining = _read_finished(folder, PRETRAINING) if job.stage else None
@@ -272,4 +302,9 @@ def _read_finished(folder: Path, name: str = METRICS) -> dict[str, Any] | None:
     if not os.path.isfile(folder / name):
         return None
     metrics = read_json(folder / name)
-    return metrics if metrics.get("finished") and not metrics.get("interrupted") else None
+    if not metrics.get("finished") or metrics.get("interrupted"):
+        return None
+    missing = [key for key in _ALWAYS_THERE if key not in metrics]
+    if missing:
+        raise CheckpointError(f"{folder / name}: no {', '.join(missing)}: not what a finished run writes")
+    return metrics

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smartcs import info
-from smartcs._version import __version__
 from smartcs.experiments.figures import Experiment, Row, score_slip
 from smartcs.experiments.jobs import Job, Options, Outcome
 from smartcs.report.comparison import QUANTITIES, ComparisonRow
 from smartcs.training.config import flat
-from smartcs.training.recipes import model_name
+from smartcs.training.recipes import SMALL_MODEL, model_name
 from smartcs.training.run_folder import REPORT
 
 RESULTS = "results.json"
@@ -54,8 +51,9 @@ class Results:
     """An experiment as far as it has been run.
 
     Attributes:
-        experiment, options: what was asked for.
-        rows: the chosen ones, in the experiment's order.
+        experiment: which.
+        options: what was asked for, with the seeds of all runs.
+        rows: in the experiment's order.
         split: whose figures are ours, "dev" or "test".
         notes: what a reader must know of the table.
         slips: where the paper's scores do not follow from its figures.
@@ -101,6 +99,7 @@ class Results:
     def as_dict(self) -> dict[str, Any]:
         """The content of results.json."""
         environments = [outcome.metrics["environment"] for outcome in self.outcomes if outcome.metrics]
+        versions = sorted({environment["smartcs"]["version"] for environment in environments})
         return {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
@@ -113,36 +112,46 @@ class Results:
             "warnings": list(self.warnings),
             "rows": [_row_dict(result, self) for result in self.rows],
             "data": next((outcome.metrics["data"] for outcome in self.outcomes if outcome.metrics), None),
-            "version": __version__,
-            "commit": _commit(),
+            "version": ", ".join(versions) or None,
             "environment": environments[0] if environments else info.collect(),
         }
 
 
-def collect(experiment: Experiment, outcomes: Sequence[Outcome], options: Options) -> Results:
+def collect(
+    experiment: Experiment, outcomes: Sequence[Outcome], options: Options, left_out: Sequence[str] = ()
+) -> Results:
     """The results of these runs.
 
     Args:
-        outcomes: of the chosen rows, row by row, every seed.
+        outcomes: in any order.
+        left_out: places of runs in the folder that have other settings.
     """
+    names = [row.name for row in experiment.rows]
+    outcomes = sorted(outcomes, key=lambda outcome: (names.index(outcome.job.row.name), outcome.job.seed))
+    options = replace(options, seeds=tuple(sorted({outcome.job.seed for outcome in outcomes})))
     by_row: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_row.setdefault(outcome.job.row.name, []).append(outcome)
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     labelled = all("score" in (outcome.metrics["test"] or {}) for outcome in finished)
     split = experiment.split if labelled else "dev"
-    baseline = [
-        outcome.metrics["seconds_per_epoch"] for outcome in finished if outcome.job.row.name == experiment.baseline
-    ]
-    rows = tuple(_row_result(found, split, _mean(baseline) if baseline else None, options) for found in by_row.values())
+    baseline = {
+        outcome.job.seed: outcome.metrics["seconds_per_epoch"]
+        for outcome in finished
+        if outcome.job.row.name == experiment.baseline
+    }
+    rows = tuple(
+        _row_result(found, split, baseline, options, is_baseline=name == experiment.baseline)
+        for name, found in by_row.items()
+    )
     return Results(
         experiment,
         options,
         rows,
         split,
-        tuple(_notes(experiment, rows, split, finished, bool(baseline))),
+        tuple(_notes(experiment, rows, split, finished, baseline, options)),
         tuple(slip for result in rows if (slip := score_slip(result.row))),
-        tuple(_warnings(outcomes)),
+        tuple(_warnings(outcomes, left_out)),
     )
 
 
@@ -168,12 +177,14 @@ def json_text(results: Results) -> str:
     return json.dumps(results.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row_result(outcomes: Sequence[Outcome], split: str, baseline: float | None, options: Options) -> RowResult:
+def _row_result(
+    outcomes: Sequence[Outcome], split: str, baseline: Mapping[int, float], options: Options, *, is_baseline: bool
+) -> RowResult:
     row = outcomes[0].job.row
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     pretraining = [outcome.pretraining["seconds"] for outcome in finished if outcome.pretraining]
     seconds = _mean(pretraining) if pretraining else None
-    notes = _row_notes(row, outcomes)
+    notes = _row_notes(row, outcomes, split)
     before = [] if seconds is None else [f"after {seconds:,.0f} s of additional pretraining, not counted"]
     pages = [outcome.folder / REPORT for outcome in finished]
     values = ComparisonRow.from_metrics(
@@ -181,27 +192,48 @@ def _row_result(outcomes: Sequence[Outcome], split: str, baseline: float | None,
         row.label,
         [outcome.metrics for outcome in finished],
         split=split,
-        baseline_seconds=baseline,
+        baseline_seconds=[_baseline_of(outcome, baseline) for outcome in finished] if baseline else None,
         paper=row.paper,
         reports=[Path(os.path.relpath(page, options.output)).as_posix() for page in pages if page.is_file()],
         note="; ".join([*notes, *before]),
     )
+    if is_baseline:
+        # Every seed over itself.
+        values = replace(values, std={name: std for name, std in values.std.items() if name != "time_ratio"})
     return RowResult(row, tuple(outcomes), values, "; ".join(notes), seconds)
 
 
-def _row_notes(row: Row, outcomes: Sequence[Outcome]) -> list[str]:
+def _baseline_of(outcome: Outcome, baseline: Mapping[int, float]) -> float:
+    """Seconds that the time of a run is compared with: the same seed's, else the mean."""
+    return baseline.get(outcome.job.seed) or _mean(list(baseline.values()))
+
+
+def _row_notes(row: Row, outcomes: Sequence[Outcome], split: str) -> list[str]:
     notes = [row.note] if row.note else []
     if row.extra:
         notes.append("not in the paper's table")
+    stage = outcomes[0].job.stage
+    if stage and stage.config.pretrain.epochs != row.settings.get("pretrain.epochs", stage.config.pretrain.epochs):
+        notes.append(f"here {_count(stage.config.pretrain.epochs, 'epoch')} of pretraining")
     for state in ("diverged", "pretraining diverged", "not finished"):
         seeds = ", ".join(str(outcome.job.seed) for outcome in outcomes if outcome.state == state)
         if seeds:
             notes.append(f"{state} with seed {seeds}" if len(outcomes) > 1 else state)
+    figures = [outcome.metrics[split] for outcome in outcomes if outcome.state == "finished"]
+    for name in QUANTITIES[:4]:
+        missing = sum(run.get(name) is None for run in figures)
+        if missing and (missing < len(figures) or name in row.paper):
+            notes.append(f"{name} undefined in {missing} of {_count(len(figures), 'run')}")
     return notes
 
 
 def _notes(
-    experiment: Experiment, rows: Sequence[RowResult], split: str, finished: Sequence[Outcome], baseline: bool
+    experiment: Experiment,
+    rows: Sequence[RowResult],
+    split: str,
+    finished: Sequence[Outcome],
+    baseline: Mapping[int, float],
+    options: Options,
 ) -> list[str]:
     notes = list(experiment.notes)
     if split != experiment.split:
@@ -213,13 +245,25 @@ def _notes(
         among = any(result.row.name == experiment.baseline for result in rows)
         why = "has no finished run" if among else "is not among the rows"
         notes.append(f"No time ratio of ours: the row {experiment.baseline} {why}.")
+    alone = [outcome.job.place for outcome in finished if baseline and outcome.job.seed not in baseline]
+    if alone:
+        notes.append(
+            f"Time ratio of {', '.join(alone)}: over the mean of the row {experiment.baseline}, which has no run with "
+            "that seed."
+        )
+    rates = any(name.endswith("learning_rate") for result in rows for name in result.row.settings)
+    if rates and model_name(options.model) == SMALL_MODEL:
+        notes.append(
+            "The rows' learning rates are the paper's, of a pretrained encoder; the one here starts from random "
+            "weights, for which they are low."
+        )
     environments = [(run.metrics["environment"]["versions"], run.metrics["environment"]["machine"]) for run in finished]
     if any(environment != environments[0] for environment in environments):
         notes.append("The runs differ in machine, threads or versions: their times cannot be compared.")
     return notes
 
 
-def _warnings(outcomes: Sequence[Outcome]) -> list[str]:
+def _warnings(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> list[str]:
     warnings = []
     for state, what in (("diverged", "diverged"), ("pretraining diverged", "diverged in pretraining")):
         places = [outcome.job.place for outcome in outcomes if outcome.state == state]
@@ -228,6 +272,8 @@ def _warnings(outcomes: Sequence[Outcome]) -> list[str]:
     missing = sum(outcome.state == "not finished" for outcome in outcomes)
     if missing:
         warnings.append(f"{missing} of {len(outcomes)} runs are not finished; the same command goes on.")
+    if left_out:
+        warnings.append(f"Not in the tables, being of other settings or data: {', '.join(left_out)}.")
     return warnings
 
 
@@ -279,19 +325,3 @@ def _count(number: int, noun: str) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-@cache
-def _commit() -> str | None:
-    """The commit of the checkout that smartcs runs from, with "+" where its files have been changed since."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head, status = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from smartcs.experiments.data_check import warm_up
+from smartcs.experiments.earlier import earlier_runs
 from smartcs.experiments.figures import Experiment, Row
 from smartcs.experiments.jobs import PRETRAINING, Job, Options, Outcome, Stage, find, find_stage, make_jobs
 from smartcs.experiments.results import RESULTS, Results, collect, write_page
@@ -30,7 +32,7 @@ class Reproduction:
     """What a reproduction left.
 
     Attributes:
-        results: of all chosen rows, finished or not.
+        results: of the chosen rows and seeds, finished or not, and of all others that earlier calls have finished.
         signal: the signal that ended it early, or None.
     """
 
@@ -49,7 +51,7 @@ class _Interrupted(Exception):
 def reproduce(
     experiment: Experiment, rows: Sequence[Row], options: Options, console: Console | None = None
 ) -> Reproduction:
-    """Runs what is not finished yet of these rows and writes the tables, after every run anew.
+    """Runs what is not finished yet of these rows and writes the tables of all runs there are, after every run anew.
 
     Ctrl-C or SIGTERM ends it after the current step; finished runs stay, and the same call goes on with the run that
     was stopped, from its beginning. A run whose loss is not finite is recorded as such, and the next one begins.
@@ -67,7 +69,7 @@ def reproduce(
         FileExistsError, PermissionError: the output folder cannot be used; nothing has been done then.
         DataError, ModelSourceError, CheckpointError: from the run that met it.
     """
-    options = replace(options, output=options.output.expanduser())
+    options = replace(options, output=options.output.expanduser(), contents={})
     jobs = make_jobs(rows, options)
     _check_folder(experiment, options)
     runner = _Runner(experiment, jobs, options, Console() if console is None else console)
@@ -96,10 +98,14 @@ class _Runner:
     options: Options
     console: Console
     outcomes: list[Outcome] = field(default_factory=list)
+    earlier: list[Outcome] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    warm: bool = False
 
     def execute(self) -> Reproduction:
         # All of them before the first begins: a run of other settings shall not be met hours later.
         self.outcomes = [find(job, self.options) for job in self.jobs]
+        self.earlier, self.left_out = earlier_runs(self.experiment, self.jobs, self.options)
         self._announce()
         number: int | None = None
         try:
@@ -118,7 +124,7 @@ class _Runner:
         return Reproduction(results, number)
 
     def _results(self) -> Results:
-        return collect(self.experiment, self.outcomes, self.options)
+        return collect(self.experiment, [*self.outcomes, *self.earlier], self.options, self.left_out)
 
     def _announce(self) -> None:
         options, rows = self.options, dict.fromkeys(job.row.name for job in self.jobs)
@@ -127,6 +133,8 @@ class _Runner:
         for outcome in self.outcomes:
             if outcome.state != "not finished":
                 self._say(f"  {outcome.job.place}: {outcome.state}, not run again{self._elsewhere(outcome)}")
+        if self.earlier:
+            self._say(f"  in the tables as well: {', '.join(outcome.job.place for outcome in self.earlier)}")
         if model_name(options.model) == SMALL_MODEL and options.model == AUTO_MODEL:
             self._say(SMALL_MODEL_NOTICE)
 
@@ -146,7 +154,7 @@ class _Runner:
         """Seconds that the runs to come will take if they are like those that are finished; None before the first."""
         times: dict[str, list[float]] = {}
         stages: dict[str, float] = {}
-        for outcome in self.outcomes:
+        for outcome in (*self.outcomes, *self.earlier):
             if outcome.metrics:
                 times.setdefault(outcome.job.row.name, []).append(outcome.metrics["seconds_total"])
             if outcome.pretraining and outcome.job.stage:
@@ -162,6 +170,10 @@ class _Runner:
     def _run(self, job: Job) -> None:
         """One run, and the pretraining before it where that is not there yet."""
         folder = self.options.output / job.place
+        if not self.warm:
+            number, self.warm = warm_up(job.from_the_start, self.options.contents), True
+            if number is not None:
+                raise _Interrupted(number)
         if job.stage is None:
             self._train(job)
             return

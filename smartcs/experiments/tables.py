@@ -12,6 +12,9 @@ from rich.table import Table
 from smartcs.experiments.results import RESULTS, Results, RowResult, json_text
 from smartcs.model.files import text_writer, write_files
 from smartcs.report.comparison import QUANTITIES
+from smartcs.report.comparison_page import PICTURES
+from smartcs.report.page import picture_file
+from smartcs.training.run_folder import REPORT
 
 HEADINGS = {
     "sst_accuracy": "SST",
@@ -27,10 +30,14 @@ _DASH = "–"
 
 
 def write_tables(results: Results) -> list[Path]:
-    """Writes results.json, results.csv and results.md, all or none; returns their paths."""
+    """Writes results.json, results.csv and results.md, all or none; returns their paths.
+
+    The page of earlier tables and its pictures are removed.
+    """
     texts = {RESULTS: json_text(results), "results.csv": csv_text(results), "results.md": markdown(results)}
     folder = results.options.output
-    write_files(folder, {name: text_writer(text) for name, text in texts.items()})
+    page = [REPORT, *map(picture_file, PICTURES)]
+    write_files(folder, {name: text_writer(text) for name, text in texts.items()}, remove=page)
     return [folder / name for name in texts]
 
 
@@ -59,7 +66,7 @@ def lines_below(results: Results) -> list[str]:
     rows = [f"{result.row.label}: {result.note}." for result in results.rows if result.note]
     keys = ["s/epoch: seconds of training steps per epoch, evaluation not counted."]
     if results.experiment.baseline:
-        keys.append(f"Ratio: s/epoch over that of the row {results.experiment.baseline}.")
+        keys.append(f"Ratio: s/epoch over that of the row {results.experiment.baseline} with the same seed.")
     if _pretrains(results):
         keys.append(f"{_MLM}: seconds of additional pretraining, which s/epoch does not count.")
     if any(result.values.std for result in results.rows):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from smartcs.smart import BetaSchedule, Smoothness
@@ -32,11 +33,12 @@ class SmartArguments:
         problem_type: Which distance compares two predictions: the symmetrised KL divergence
             ("single_label_classification"), the same per label ("multi_label_classification"), or the squared
             difference ("regression"). None: by the model's config, as transformers does.
-        share_dropout: All passes of a step use the dropout masks of its clean pass. False draws new ones for every
-            pass, as mt-dnn does; the term then measures mostly dropout.
+        share_dropout: All passes of a step use the dropout masks of its clean pass, on the CPU and CUDA devices alone.
+            False draws new ones for every pass, as mt-dnn does; the term then measures mostly dropout.
         noise_std: Standard deviation of the initial perturbation.
-        step_size: Of the ascent on the perturbation.
-        radius: Of the ball it is projected on, with update="projected".
+        step_size: Of the ascent on the perturbation. With update="projected" the perturbation gets no larger than the
+            smaller of ``radius`` and about steps * step_size (plus the noise): set both.
+        radius: Of the ball it is projected on, with update="projected"; no effect beyond about steps * step_size.
         steps: Ascent steps.
         update: "mtdnn" (the papers' code: at its usual settings v stays the random v, see the metric
             ``smart_alignment``), "projected" (Jiang et al., algorithm 1: truly adversarial), or "paper".
@@ -52,6 +54,7 @@ class SmartArguments:
     Raises:
         ValueError: a weight is negative or not finite, or the problem type is unknown. The other settings are checked
             by `SmartRegularizer` and `BregmanAnchor`.
+        TypeError: a weight is neither a number nor a function.
     """
 
     smart_weight: Weight = 2.0
@@ -75,7 +78,13 @@ class SmartArguments:
     def __post_init__(self) -> None:
         for name in ("smart_weight", "bregman_weight"):
             weight = getattr(self, name)
-            if not callable(weight) and not 0 <= weight < math.inf:
+            if callable(weight):
+                continue
+            if not isinstance(weight, Real):
+                raise TypeError(
+                    f"SmartArguments: {name} is {weight!r}, a {type(weight).__name__}, expected a number or a schedule"
+                )
+            if not 0 <= float(weight) < math.inf:
                 raise ValueError(f"SmartArguments: {name} is {weight!r}, expected a finite number >= 0 or a schedule")
         if self.problem_type is not None and self.problem_type not in get_args(ProblemType):
             known = ", ".join(get_args(ProblemType))
@@ -83,14 +92,33 @@ class SmartArguments:
 
     @classmethod
     def of(cls, arguments: SmartArguments | None, **options: Any) -> SmartArguments:
-        """``arguments``, or the defaults, with single options replaced. Raises TypeError naming unknown ones."""
+        """``arguments``, or the defaults, with single options replaced.
+
+        Raises:
+            TypeError: ``arguments`` is something else, or an option is unknown; the message names it.
+        """
+        if arguments is not None and not isinstance(arguments, cls):
+            raise TypeError(
+                f"the settings of SMART are a {type(arguments).__name__}, expected SmartArguments or None; "
+                "SmartArguments(**settings) makes one of a dict"
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
             raise TypeError(f"SmartArguments: unknown {', '.join(unknown)}, expected some of {', '.join(known)}")
-        return dataclasses.replace(arguments or cls(), **options)
+        return dataclasses.replace(cls() if arguments is None else arguments, **options)
 
 
-def weight_at(weight: Weight, step: int) -> float:
-    """A weight, or its schedule's value after ``step`` optimizer steps."""
-    return float(weight(step)) if callable(weight) else float(weight)
+def weight_at(arguments: SmartArguments, name: str, step: int) -> float:
+    """A weight by its name, or its schedule's value after ``step`` optimizer steps.
+
+    Raises:
+        ValueError: the schedule's value is negative or not finite.
+    """
+    weight: Weight = getattr(arguments, name)
+    if not callable(weight):
+        return float(weight)
+    value = float(weight(step))
+    if not 0 <= value < math.inf:
+        raise ValueError(f"SmartArguments: {name}'s schedule gives {value} at step {step}, expected a number >= 0")
+    return value

@@ -20,25 +20,30 @@ class EmbeddingCalls:
 
     Attributes:
         output: of the last call, detached; None before the first call.
+        ids: what the last call looked up; None before the first call, or where its first argument is no tensor.
         autocast: whether autocast was on in it.
     """
 
     def __init__(self) -> None:
         self.output: Tensor | None = None
+        self.ids: Tensor | None = None
         self.autocast = False
 
-    def record(self, output: Tensor) -> None:
-        """Notes one call's output.
+    def record(self, arguments: tuple[object, ...], output: object) -> None:
+        """Notes one call's arguments and output.
 
         Raises:
             ValueError: another call's output had another shape, so which of them are the sentence's words is unknown.
+            TypeError: the output is no tensor.
         """
+        output = _tensor(output)
         if self.output is not None and self.output.shape != output.shape:
             raise ValueError(
                 f"the input embeddings were called with results of shape {tuple(self.output.shape)} and "
                 f"{tuple(output.shape)} in one pass, expected one shape: which of them to perturb is unknown"
             )
         self.output = output.detach()
+        self.ids = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
         self.autocast = torch.is_autocast_enabled(output.device.type)
 
 
@@ -46,7 +51,11 @@ class EmbeddingCalls:
 def watched(embedding: nn.Module) -> Iterator[EmbeddingCalls]:
     """Records the calls of ``embedding`` while the context lasts."""
     calls = EmbeddingCalls()
-    handle = embedding.register_forward_hook(lambda module, inputs, output: calls.record(output))
+
+    def record(module: nn.Module, inputs: tuple[object, ...], named: dict[str, object], output: object) -> None:
+        calls.record((*inputs, *named.values()), output)
+
+    handle = embedding.register_forward_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:
@@ -60,9 +69,11 @@ def perturbed(embedding: nn.Module, offset: Tensor) -> Iterator[None]:
     Raises:
         RuntimeError: at the call, where autocast is on: the offset would be lost in the first matrix product.
         ValueError: at the call, where the result's shape is not that of ``offset``.
+        TypeError: at the call, where the result is no tensor.
     """
 
-    def add(module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
+    def add(module: nn.Module, inputs: tuple[object, ...], output: object) -> Tensor:
+        output = _tensor(output)
         if torch.is_autocast_enabled(output.device.type):
             raise RuntimeError(
                 "autocast is on in the model's forward, where a perturbation would be rounded away; "
@@ -100,6 +111,15 @@ def plain(*modules: nn.Module) -> Iterator[None]:
                 stack.enter_context(_replaced(values, "_compiled_call_impl", None))
         stack.enter_context(_ieee_matmul())
         yield
+
+
+def _tensor(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the input embeddings returned a {type(output).__name__}, expected a tensor: a model with quantized or "
+            "other special embeddings (I-BERT) is not supported"
+        )
+    return output
 
 
 @contextmanager

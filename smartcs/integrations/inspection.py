@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .arguments import ProblemType
+from .embeddings import EmbeddingCalls
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -57,9 +59,14 @@ def word_embeddings(model: nn.Module) -> nn.Module:
 def configured_problem_type(model: nn.Module) -> ProblemType:
     """By the model's config, as transformers decides it, but for what only labels tell (see `check_batch`).
 
+    Models for multiple choice or a class per token classify whatever their config says.
+
     Raises:
         ValueError: the config has neither ``problem_type`` nor ``num_labels``.
     """
+    names = [ancestor.__name__ for ancestor in type(model).__mro__]
+    if any(name.endswith(("ForMultipleChoice", "ForTokenClassification")) for name in names):
+        return "single_label_classification"
     config = getattr(model, "config", None)
     problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
     if problem_type is None and num_labels is None:
@@ -70,19 +77,45 @@ def configured_problem_type(model: nn.Module) -> ProblemType:
     return problem_type or ("regression" if num_labels == 1 else "single_label_classification")
 
 
+def check_replayable(model: nn.Module) -> None:
+    """Raises ValueError if the model is where `SharedDropout` cannot repeat the random numbers."""
+    others = {parameter.device.type for parameter in model.parameters()} - {"cpu", "cuda"}
+    if others:
+        raise ValueError(
+            f"the model is on {', '.join(sorted(others))}, expected cpu or cuda: elsewhere dropout masks cannot be "
+            "shared by the passes of a step; pass share_dropout=False, with dropout off in the model's config"
+        )
+
+
+def check_labels(batch: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the batch has labels."""
+    _check_has(batch, "labels")
+
+
+def _check_has(batch: Mapping[str, Any], name: str) -> None:
+    if not isinstance(batch.get(name), Tensor):
+        raise ValueError(f"the batch has {', '.join(map(str, batch)) or 'nothing'}, expected a tensor {name}")
+
+
 def check_batch(batch: Mapping[str, Any], problem_type: ProblemType) -> None:
     """Raises ValueError unless SMART can be computed for this batch."""
-    has = f"the batch has {', '.join(map(str, batch)) or 'nothing'}"
     if batch.get("inputs_embeds") is not None:
-        raise ValueError(f"{has}; expected input_ids in place of inputs_embeds, which bypass the word embeddings")
+        raise ValueError(
+            f"the batch has {', '.join(map(str, batch))}; expected input_ids in place of inputs_embeds, which bypass "
+            "the word embeddings"
+        )
     for name in ("input_ids", "labels"):
-        if not isinstance(batch.get(name), Tensor):
-            raise ValueError(f"{has}, expected a tensor {name}")
+        _check_has(batch, name)
     labels = batch["labels"]
     if problem_type == "single_label_classification" and labels.is_floating_point():
         raise ValueError(
             f"the labels are {labels.dtype}, expected integers for {problem_type}; set model.config.problem_type, or "
             "pass problem_type=, to 'multi_label_classification' or 'regression'"
+        )
+    if problem_type == "regression" and not labels.is_floating_point():
+        raise ValueError(
+            f"the labels are {labels.dtype}, expected floating-point numbers for regression; if they are classes, set "
+            "model.config.problem_type, or pass problem_type=, to 'single_label_classification'"
         )
 
 
@@ -93,19 +126,31 @@ class Words(NamedTuple):
     mask: Tensor | None
 
 
-def embedded_words(embedded: Tensor | None, attention_mask: Tensor | None) -> Words:
+def embedded_words(calls: EmbeddingCalls, batch: Mapping[str, Any], *, compare: bool) -> Words:
     """The result of the word embeddings and the batch's mask, fitted to each other.
 
+    Args:
+        calls: What the embeddings were called with, and returned.
+        batch: With ``input_ids`` and, if there is padding, ``attention_mask``.
+        compare: Whether to compare the ids looked up one by one with the batch's, which waits for the device: the shape
+            alone does not tell sentences from positions where there are as many of both.
+
     Raises:
-        ValueError: there is no such result, or it has another shape, or the mask does not fit it.
+        ValueError: there is no such result, or it has another shape, or its positions are not laid out as the batch's,
+            or the mask does not fit it.
     """
+    embedded, attention_mask = calls.output, batch.get("attention_mask")
     if embedded is None:
-        raise ValueError("the model's forward did not call its input embeddings, so they cannot be perturbed")
+        raise ValueError(
+            "the model's forward did not call its input embeddings, so they cannot be perturbed; a part of the model "
+            "that is compiled by itself hides the call: compile all of the model, or none of it"
+        )
     if embedded.dim() != 3:
         raise ValueError(
             f"the input embeddings have shape {tuple(embedded.shape)}, expected (sentences, positions, channels): "
             "a model that removes padding by itself (FlashAttention) is not supported"
         )
+    _check_layout(calls.ids, batch["input_ids"], compare)
     if attention_mask is None:
         return Words(embedded, None)
     shape = embedded.shape[:2]
@@ -115,6 +160,22 @@ def embedded_words(embedded: Tensor | None, attention_mask: Tensor | None) -> Wo
             f"attention_mask has shape {tuple(attention_mask.shape)}, expected {tuple(shape)} to match input_ids"
         )
     return Words(embedded, attention_mask.reshape(shape))
+
+
+def _check_layout(looked_up: Tensor | None, input_ids: Tensor, compare: bool) -> None:
+    # Multiple choice has ids (B, choices, S), which the model flattens.
+    given = input_ids.reshape(-1, input_ids.shape[-1])
+    if looked_up is None or looked_up.shape != given.shape:
+        got = "no tensor" if looked_up is None else f"ids of shape {tuple(looked_up.shape)}"
+        raise ValueError(
+            f"the input embeddings were called with {got}, expected {tuple(given.shape)} as in the batch's input_ids: "
+            "a model that puts positions first (XLNet) or pads by itself (Longformer) is not supported"
+        )
+    if compare and not torch.equal(looked_up.to(given.device), given):
+        raise ValueError(
+            "the input embeddings were called with other ids than the batch's input_ids, expected the same in the same "
+            "order: a model that puts positions first (XLNet) or replaces ids is not supported"
+        )
 
 
 def named_result(outputs: Any, name: str) -> Tensor:

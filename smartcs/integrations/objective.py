@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from smartcs.smart import BregmanAnchor, SharedDropout, SmartRegularizer
 from smartcs.smart.running_means import RunningMeans
 
-from .arguments import LOSSES, SmartArguments, weight_at
+from .arguments import LOSSES, ProblemType, SmartArguments, weight_at
 from .embeddings import EmbeddingCalls, perturbed, plain, watched
 from .inspection import (
     check_batch,
+    check_labels,
+    check_replayable,
     configured_problem_type,
     embedded_words,
     is_compiled,
@@ -106,35 +108,19 @@ class SmartObjective:
         self.model = model
         self._embedding = word_embeddings(model)
         self.problem_type = arguments.problem_type or configured_problem_type(unwrapped(model))
-        loss = LOSSES[self.problem_type]
-        # Processes see different batches, and are to draw different noise for them.
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        self._regularizer = SmartRegularizer(
-            step_size=arguments.step_size,
-            noise_std=arguments.noise_std,
-            radius=arguments.radius,
-            norm=arguments.norm,
-            steps=arguments.steps,
-            update=arguments.update,
-            level=arguments.level,
-            loss=loss,
-            norm_eps=arguments.norm_eps,
-            detach_targets=arguments.detach_targets,
-            detach_clean=arguments.detach_clean,
-            seed=arguments.seed + rank,
-        )
-        self._anchor: BregmanAnchor | None = None
-        if arguments.bregman_weight != 0:
-            self._anchor = BregmanAnchor(
-                unwrapped(model),
-                arguments.beta,
-                loss=loss,
-                inner_steps=arguments.inner_steps,
-                forward=self._predict,
-                detach_targets=arguments.detach_targets,
-            )
+        self._regularizer = _regularizer(arguments, self.problem_type)
+        self._anchor = _anchor(unwrapped(model), arguments, self.problem_type, self._predict)
         self._updates = 0
+        self._layout_known = False
         self._begin_log()
+
+    @staticmethod
+    def validate(model: nn.Module, arguments: SmartArguments) -> None:
+        """Raises what constructing an objective would of the settings and the kind of model, without its cost."""
+        word_embeddings(model)
+        problem_type = arguments.problem_type or configured_problem_type(unwrapped(model))
+        _regularizer(arguments, problem_type)
+        _anchor(nn.Identity(), arguments, problem_type, None)
 
     def __call__(self, batch: Mapping[str, Any]) -> SmartOutput:
         """The loss of a batch. In evaluation mode, or without gradients, it is the task loss alone.
@@ -149,6 +135,7 @@ class SmartObjective:
             TypeError: the model did not return named results with ``loss`` and ``logits``.
         """
         if not self.training(self.model):
+            check_labels(batch)
             outputs = self.model(**batch)
             loss = named_result(outputs, "loss")
             return SmartOutput(loss, loss, None, None, outputs)
@@ -170,7 +157,13 @@ class SmartObjective:
 
     @contextmanager
     def clean_pass(self) -> Iterator[CleanPass]:
-        """Around the model's own pass, for those who run it and compute its loss themselves; see `terms`."""
+        """Around the model's own pass, for those who run it and compute its loss themselves; see `terms`.
+
+        Raises:
+            ValueError: dropout is to be shared, and the model is on a device whose masks cannot be repeated.
+        """
+        if self.arguments.share_dropout:
+            check_replayable(self.model)
         masks = SharedDropout()
         # Compiled code may hold on to a hook that it has seen, or run without one that is new.
         compiled = is_compiled(self.model)
@@ -181,11 +174,12 @@ class SmartObjective:
         """The regularisers for a batch whose ``outputs`` came out of the pass within `clean_pass`.
 
         Raises:
-            ValueError: the word embeddings were not called in that pass, or not as expected.
-            TypeError: ``outputs`` has no ``logits``.
+            ValueError: the word embeddings were not called in that pass, or not as expected, or a weight's schedule
+                gives a negative value or none that is finite.
+            TypeError: ``outputs`` has no ``logits``, or the word embeddings returned something else than a tensor.
         """
-        smart_weight = weight_at(self.arguments.smart_weight, self._updates)
-        bregman_weight = weight_at(self.arguments.bregman_weight, self._updates)
+        smart_weight = weight_at(self.arguments, "smart_weight", self._updates)
+        bregman_weight = weight_at(self.arguments, "bregman_weight", self._updates)
         logits = predictions(outputs, batch["labels"], self.problem_type)
         terms = SmartTerms(torch.zeros((), dtype=torch.float32, device=logits.device), None, None)
         if smart_weight == 0 and bregman_weight == 0:
@@ -203,7 +197,8 @@ class SmartObjective:
                 with watched(self._embedding) as calls:
                     logits = repeat()
             if smart_weight != 0:
-                words = embedded_words(calls.output, batch.get("attention_mask"))
+                words = embedded_words(calls, batch, compare=not self._layout_known)
+                self._layout_known = True
                 smart = self._regularizer.from_offsets(repeat, words.like, logits, attention_mask=words.mask)
                 terms = terms._replace(weighted=terms.weighted + smart_weight * smart, smart=smart)
             if self._anchor is not None and bregman_weight != 0:
@@ -229,14 +224,15 @@ class SmartObjective:
         Returns:
             "smart_loss" (without its weight), "smart_alignment" (cosine of the perturbation and the last ascent
             gradient), "smart_perturbation" (its norm), "smart_fallbacks" (steps whose SMART term was not finite and was
-            left out), "bregman_loss" (without its weight); nothing for a term that has not been computed.
+            left out), "bregman_loss" (without its weight). Means are over the steps where the term was finite; without
+            such a step there is none.
         """
         metrics: dict[str, float] = {}
-        if self._smart_log.steps:
-            finite, metrics = self._smart_log.means()
-            metrics["smart_fallbacks"] = self._smart_log.steps - finite
-        if self._bregman_log.steps:
-            metrics |= self._bregman_log.means()[1]
+        for log in (self._smart_log, self._bregman_log):
+            finite, means = log.means()
+            metrics |= means if finite else {}
+            if log is self._smart_log and log.steps:
+                metrics["smart_fallbacks"] = log.steps - finite
         self._begin_log()
         return metrics
 
@@ -283,3 +279,37 @@ class SmartObjective:
         if terms.bregman is not None:
             value = terms.bregman.detach()
             self._bregman_log.add((value,), torch.isfinite(value))
+
+
+def _regularizer(arguments: SmartArguments, problem_type: ProblemType) -> SmartRegularizer:
+    # Processes see different batches, and are to draw different noise for them.
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return SmartRegularizer(
+        step_size=arguments.step_size,
+        noise_std=arguments.noise_std,
+        radius=arguments.radius,
+        norm=arguments.norm,
+        steps=arguments.steps,
+        update=arguments.update,
+        level=arguments.level,
+        loss=LOSSES[problem_type],
+        norm_eps=arguments.norm_eps,
+        detach_targets=arguments.detach_targets,
+        detach_clean=arguments.detach_clean,
+        seed=arguments.seed + rank,
+    )
+
+
+def _anchor(
+    model: nn.Module, arguments: SmartArguments, problem_type: ProblemType, forward: Callable[..., Tensor] | None
+) -> BregmanAnchor | None:
+    if arguments.bregman_weight == 0:
+        return None
+    return BregmanAnchor(
+        model,
+        arguments.beta,
+        loss=LOSSES[problem_type],
+        inner_steps=arguments.inner_steps,
+        forward=forward,
+        detach_targets=arguments.detach_targets,
+    )

@@ -36,10 +36,13 @@ class SmartTrainer(Trainer):
         objective: The `SmartObjective` of the present or latest training; None before the first.
 
     Raises:
-        ValueError: the training is set up for DataParallel (several GPUs in one process), FSDP or DeepSpeed.
+        ValueError: the training is set up for DataParallel (several GPUs in one process), FSDP or DeepSpeed, or a
+            setting is out of range, or the model is of a kind that SMART does not fit.
+        TypeError: ``smart`` is something else, or the model has no input embeddings.
     """
 
     def __init__(self, *args: Any, smart: SmartArguments | None = None, **kwargs: Any) -> None:
+        self.smart = SmartArguments.of(smart)
         super().__init__(*args, **kwargs)
         for unsupported, name in (
             (self.args.n_gpu > 1, f"DataParallel over {self.args.n_gpu} GPUs"),
@@ -51,9 +54,10 @@ class SmartTrainer(Trainer):
                     f"SmartTrainer: the training is set up for {name}, expected the whole model on one device per "
                     "process (torchrun, accelerate launch, or CUDA_VISIBLE_DEVICES with one GPU)"
                 )
+        assert isinstance(self.model, nn.Module)  # Trainer has made it, or raised
+        SmartObjective.validate(self.model, self.smart)
         # The Trainer is to count the labels for every model, and to leave the scaling of the loss to `compute_loss`.
         self._model_wants_items, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
-        self.smart = smart or SmartArguments()
         self.objective: SmartObjective | None = None
         self._resumed: Mapping[str, Any] | None = None
         self.add_callback(_Steps(self))

@@ -58,7 +58,7 @@ class ComparisonRow:
         metrics: Sequence[Mapping[str, Any]],
         *,
         split: str = "dev",
-        baseline_seconds: float | None = None,
+        baseline_seconds: float | Sequence[float] | None = None,
         paper: Mapping[str, float | None] | None = None,
         reports: Sequence[str] = (),
         note: str = "",
@@ -69,16 +69,18 @@ class ComparisonRow:
             name, label, reports, note: see the class.
             metrics: the runs' metrics.json, one per seed.
             split: "dev" or "test": whose figures.
-            baseline_seconds: seconds per epoch of the baseline, for the ratio; None leaves it out.
+            baseline_seconds: seconds per epoch of the baseline, for the ratio, one number or one per run; None leaves
+                it out.
             paper: the paper's values; None among them are left out.
         """
         measured: dict[str, list[float]] = {}
-        for run in metrics:
+        each = baseline_seconds if isinstance(baseline_seconds, Sequence) else [baseline_seconds] * len(metrics)
+        for run, baseline in zip(metrics, each, strict=True):
             figures = run.get(split) or {}
             seconds = run.get("seconds_per_epoch")
             values = {**{key: figures.get(key) for key in QUANTITIES[:4]}, "seconds_per_epoch": seconds}
-            if seconds is not None and baseline_seconds:
-                values["time_ratio"] = seconds / baseline_seconds
+            if seconds is not None and baseline:
+                values["time_ratio"] = seconds / baseline
             for key, value in values.items():
                 if value is not None:
                     measured.setdefault(key, []).append(float(value))

@@ -73,9 +73,9 @@ def _time_bars(
     if not any(quantity in row.mean for row in rows):
         return None
     figure, axes = _row_axes(rows)
-    top = max(
-        [value for row in rows for value in (row.mean.get(quantity), row.paper.get(quantity)) if value is not None]
-    )
+    # Where the longest bar ends, its spread included.
+    ours = [row.mean[quantity] + row.std.get(quantity, 0.0) for row in rows if quantity in row.mean]
+    top = max(*ours, *(row.paper[quantity] for row in rows if quantity in row.paper), 0.0)
     paired = any(quantity in row.paper for row in rows)
     for number, row in enumerate(rows):
         for kind, values, shift in (("ours", row.mean, -0.2), ("theirs", row.paper, 0.2)):
@@ -100,7 +100,7 @@ def _time_bars(
             )  # fmt: skip
     if quantity == "time_ratio":
         axes.axvline(1, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9)
-    axes.set_xlim(0, 1.2 * top)
+    axes.set_xlim(0, 1.25 * top or 1.0)
     axes.set_xlabel(unit)
     axes.set_title(title)
     if paired:

@@ -22,7 +22,8 @@ Where published implementations (mt-dnn, smart-pytorch) differ, and why not so h
 * Both divide by the norm of v + alpha g, so their perturbation has norm 1 whatever alpha, and at sigma = 1e-5 its
   direction is the noise's, not the gradient's: see ``adversarial_alignment``. That is ``update="mtdnn"``, the default,
   as the papers ran it; ``"projected"`` is Jiang et al.'s algorithm 1 and does find the adversarial direction. Its v is
-  no longer than ``radius``: at 1e-5 that makes R_s negligible, so choose a radius to compare the two.
+  at most the smaller of ``radius`` and about ``steps * step_size`` (in its largest element, and plus the noise): a
+  radius of 1e-5 makes R_s negligible, and beyond steps * step_size it changes nothing, so set both to compare the two.
 * mt-dnn perturbs padding, too, and a non-finite norm ends in an error. Here padding is left alone, and a step whose
   inner loop is not finite contributes nothing and is counted.
 
@@ -81,7 +82,7 @@ class SmartRegularizer:
     for torch's own dropout), else R_s measures their difference, and run both passes in the same precision.
 
     Args:
-        step_size: alpha, the length of an ascent step.
+        step_size: alpha, the length of an ascent step; bounds v as `radius` does with update="projected".
         noise_std: sigma, of the first noise.
         radius: eps, of the ball around x; used by update="projected" alone.
         norm: p, "inf", "2" or "1".

@@ -27,8 +27,9 @@ class SharedDropout:
         smoothness = reg(masks.replay(lambda x: model(inputs_embeds=x)), x, logits)
 
     Replayed calls leave the generators as they found them, so training continues as if they had not happened. Covered
-    are torch's default generators of the CPU and of every CUDA device. The masks are equal if the model draws in the
-    same order and in the same shapes; with autocast or torch.compile, run all passes the same way.
+    are torch's default generators of the CPU and of every CUDA device, and no others: on MPS or XPU every pass draws
+    masks of its own, silently. The masks are equal if the model draws in the same order and in the same shapes; with
+    autocast or torch.compile, run all passes the same way.
     """
 
     def __init__(self) -> None:

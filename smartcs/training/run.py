@@ -15,7 +15,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from smartcs import info
-from smartcs.data.encode import EncodedTask
+from smartcs.data.encode import EncodedTask, data_digest
 from smartcs.data.examples import DataFolder
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
@@ -295,6 +295,7 @@ class _Run:
             "seconds_total": perf_counter() - self.begin,
             "data": {
                 "source": self.data.source,
+                "sha256": data_digest(self.encoded),
                 "examples": {
                     split: {name: len(task) for name, task in tasks.items()} for split, tasks in self.encoded.items()
                 },

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from smartcs.experiments import runner
+from smartcs.experiments import data_check, runner
 from smartcs.experiments.figures import EXPERIMENTS
 from smartcs.experiments.jobs import Options
 
@@ -26,6 +26,25 @@ def options(data_folder, encoder_folder, tmp_path):
         return Options(**{**defaults, **values})
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch):
+    """No training ahead of the first run: what counts runs or stops in one shall meet no other."""
+    monkeypatch.setattr(runner, "warm_up", lambda config, contents: None)
+
+
+@pytest.fixture
+def warmed_up(_cold, monkeypatch):
+    """There is, and with these configurations."""
+    configs = []
+
+    def record(config, contents):
+        configs.append(config)
+        return data_check.warm_up(config, contents)
+
+    monkeypatch.setattr(runner, "warm_up", record)
+    return configs
 
 
 @pytest.fixture

@@ -26,14 +26,23 @@ def test_every_system_of_the_paper_is_a_row():
     systems = {**rows("figure2"), **rows("figure8")}
     assert set(systems) == set(paper.NAMES)
     for name, row in systems.items():
-        assert (row.recipe, dict(row.settings), row.label) == (name, {}, paper.NAMES[name])
+        assert (row.recipe, dict(row.settings)) == (name, {})
+    assert {name: row.label for name, row in rows("figure2").items()} == {n: paper.NAMES[n] for n in paper.FIGURE_2}
+    assert [row.label for row in rows("figure8").values()] == [
+        *("Baseline", "Dropout Baseline", "Stickland Baseline", "SMART Loss Default", "SMART-SST Loss"),
+        "SMART-SST Loss + Bregman",
+    ]
+    assert [row.label for row in rows("figure3").values()] == [
+        *("SMART Loss", "SMART Loss, Bregman", "Pretrain, SMART Loss, Bregman", "Baseline"),
+    ]
     for name in ("figure2", "figure3", "figure8"):
         assert {"smart-adv", "smart-adv-bregman"} <= set(rows(name, extra=True))
     assert {row.recipe for _, row in ROWS} == set(RECIPES)
 
 
 @pytest.mark.parametrize(
-    ("name", "order"), [("figure2", paper.FIGURE_2), ("figure3", paper.FIGURE_3), ("figure8", paper.FIGURE_8)]
+    ("name", "order"),
+    [("figure2", paper.FIGURE_2), ("figure3", (*paper.FIGURE_3, "baseline")), ("figure8", paper.FIGURE_8)],
 )
 def test_the_order_is_the_papers(name, order):
     assert tuple(rows(name)) == order
@@ -43,7 +52,9 @@ def test_figures_are_the_papers():
     for name, row in {**rows("figure2"), **rows("figure8")}.items():
         assert paper.DEV[name].as_dict().items() <= row.paper.items()
     for name, row in rows("figure3").items():
-        assert row.paper == paper.TEST[name].as_dict()
+        figures = paper.TEST[name].as_dict() if name in paper.TEST else {}
+        times = {key: rows("figure2")[name].paper[key] for key in ("seconds_per_epoch", "time_ratio")}
+        assert row.paper == figures | times
     assert rows("figure2")["smart-bregman"].paper == pytest.approx(
         {
             "sst_accuracy": 0.494,
@@ -85,9 +96,19 @@ def test_figure_7_sweeps_the_batches():
 
 
 def test_lambda_is_tried_on_all_tasks():
-    assert [row.settings["smart.weight"] for row in rows("lambda").values()] == [1, 2, 5]
-    assert {row.recipe for row in rows("lambda").values()} == {"smart-all"}
-    assert [bool(row.paper) for row in rows("lambda").values()] == [False, True, False]
+    weights = {name: row for name, row in rows("lambda").items() if name != "baseline"}
+    assert [row.settings["smart.weight"] for row in weights.values()] == [1, 2, 5]
+    assert {row.recipe for row in weights.values()} == {"smart-all"}
+    assert [bool(row.paper) for row in weights.values()] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "experiment", [spec for spec in EXPERIMENTS.values() if spec.baseline], ids=lambda spec: spec.name
+)
+def test_what_compares_times_runs_its_baseline_by_itself(experiment):
+    row = rows(experiment.name)[experiment.baseline]
+    added = experiment.name in ("figure3", "lambda", "pretrain")
+    assert row.paper["time_ratio"] == 1 and ("not in the paper's table" in row.note) == added
 
 
 def test_pretraining_changes_one_choice_at_a_time():

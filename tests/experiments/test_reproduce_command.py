@@ -53,12 +53,12 @@ def test_rows():
 def test_options():
     typed = ["--data=d", "--model=a/b", "--output=o", "--epochs=1", "--cycles=2", "--pretrain-epochs=3"]
     typed += ["--pretrain-cycles=4", "--seeds=5,6,5", "--no-fused", "--no-report", "--overwrite", "--reuse=r"]
-    experiment, _, options = reproduce.parse(["lambda", *typed])
-    assert experiment is EXPERIMENTS["lambda"]
+    experiment, _, options = reproduce.parse(["pretrain", *typed])
+    assert experiment is EXPERIMENTS["pretrain"]
     assert options == Options(
         output=reproduce.Path("o"), data="d", model="a/b", fused=False, seeds=(5, 6), epochs=1, cycles=2,
         pretrain_epochs=3, pretrain_cycles=4, report=False, overwrite=True, reuse=reproduce.Path("r"),
-        command=" ".join(["python -m smartcs.reproduce lambda", *typed]),
+        command=" ".join(["python -m smartcs.reproduce pretrain", *typed]),
     )  # fmt: skip
     _, _, options = reproduce.parse(["figure2"])
     assert options == Options(reproduce.Path("runs/figure2"), command="python -m smartcs.reproduce figure2")
@@ -91,6 +91,8 @@ def test_runs_and_goes_on(command, flags, tmp_path):
         (["--epochs=0"], "--epochs is 0, expected an integer of at least 1"),
         (["--cycles=0"], "--cycles is 0, expected an integer of at least 1"),
         (["--pretrain-epochs=0"], "--pretrain-epochs is 0, expected an integer of at least 1"),
+        (["--pretrain-epochs=2"], "--pretrain-epochs: no row of figure8 has additional pretraining"),
+        (["--pretrain-cycles=2"], "--pretrain-cycles: no row of figure8 has additional pretraining"),
         (["--output="], "--output is empty, expected a folder"),
         (["--model="], "--model is '', expected a name"),
         (["--data="], "--data is '', expected a name"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reproductions import read, states, stop_in_run
 from rich.console import Console
 
 from smartcs.experiments import runner
@@ -23,36 +24,10 @@ from smartcs.training.trainer import Trainer
 FIGURES = ("sst_accuracy", "qqp_accuracy", "sts_pearson", "score")
 
 
-def read(path) -> dict:
-    return json.loads(path.read_text())
-
-
-def states(result) -> list[str]:
-    return [outcome.state for outcome in result.results.outcomes]
-
-
 def train_alone(options, output, **values) -> RunResult:
     """A run as `smartcs.train` makes it, on the data and model of `options`."""
     common = {"data": options.data, "model": options.model, "output": output, "report": False}
     return train(TrainConfig.from_dict({**common, **values}), Console(quiet=True))
-
-
-def stop_in_run(monkeypatch, number, how=signal.SIGINT):
-    """A signal after the second step of the run of this number (from 1), pretraining included."""
-    count = [0]
-
-    def stopping(original):
-        def epoch(self):
-            count[0] += 1
-            for step in original(self):
-                if count[0] == number and step.step == 2:
-                    os.kill(os.getpid(), how)
-                yield step
-
-        return epoch
-
-    for kind in (Trainer, Pretrainer):
-        monkeypatch.setattr(kind, "epoch", stopping(kind.epoch))
 
 
 def poison(monkeypatch, kind, at_seed):
@@ -77,17 +52,18 @@ def test_rows_and_seeds_run_in_order_and_only_once(reproduce, started, tmp_path)
     results = read(out / "results.json")
     assert [row["name"] for row in results["rows"]] == ["baseline", "smart"]
     metrics = {place: read(out / place / "metrics.json") for place in order}
-    seconds = [statistics.mean(metrics[f"{row}/seed-{seed}"]["seconds_per_epoch"] for seed in (3, 5))
-               for row in ("baseline", "smart")]  # fmt: skip
-    for row, mean_seconds in zip(results["rows"], seconds, strict=True):
+    for row in results["rows"]:
         runs = [metrics[f"{row['name']}/seed-{seed}"] for seed in (3, 5)]
         for name in FIGURES:
             values = [run[name] for run in runs]
             assert [run[name] for run in row["runs"]] == values
             assert row["mean"][name] == pytest.approx(statistics.mean(values), rel=1e-12)
             assert row["std"][name] == pytest.approx(statistics.stdev(values), abs=1e-12)
-        assert row["mean"]["seconds_per_epoch"] == pytest.approx(mean_seconds)
-        assert row["mean"]["time_ratio"] == pytest.approx(mean_seconds / seconds[0])
+        seconds = [run["seconds_per_epoch"] for run in runs]
+        baseline = [metrics[f"baseline/seed-{seed}"]["seconds_per_epoch"] for seed in (3, 5)]
+        assert row["mean"]["seconds_per_epoch"] == pytest.approx(statistics.mean(seconds))
+        ratios = [mine / its for mine, its in zip(seconds, baseline, strict=True)]
+        assert row["mean"]["time_ratio"] == pytest.approx(statistics.mean(ratios))
     assert results["rows"][1]["config"]["smart.tasks"] == "sst" and results["rows"][1]["smart"]["sst"]["steps"] == 2
     # Not run again; a seed and a row more are all that is run.
     tables = {name: (out / name).read_text() for name in ("results.md", "results.csv", "results.json")}
@@ -217,11 +193,12 @@ def test_what_is_pretrained_otherwise_is_another_run(reproduce, started, tmp_pat
         reproduce("figure2", "pretrain", pretrain_cycles=2)
     reproduce("figure2", "pretrain", pretrain_cycles=2, overwrite=True)
     assert started[3:] == ["pretrained/mlm-seed-11711", "pretrain/seed-11711"]
-    with pytest.raises(UsageError, match="pretrain-cosine/seed-11711 is finished with other settings"):
-        reproduce("figure2", "pretrain", "pretrain-cosine", pretrain_cycles=2)
+    for names in (["pretrain", "pretrain-cosine"], ["pretrain"]):
+        with pytest.raises(UsageError, match="pretrain-cosine/seed-11711 is finished with other settings"):
+            reproduce("figure2", *names, pretrain_cycles=2)
     # Killed after fine-tuning, before it was recorded what it had started from.
     (tmp_path / "out" / "pretrain" / "seed-11711" / "pretraining.json").unlink()
-    reproduce("figure2", "pretrain", pretrain_cycles=2)
+    reproduce("figure2", "pretrain", pretrain_cycles=2, overwrite=True)
     assert started[5:] == ["pretrain/seed-11711"]
 
 
@@ -229,6 +206,14 @@ def test_each_pretraining_has_its_own_encoder(reproduce, started):
     reproduce("pretrain", "pretrain", "pretrain-mask", "pretrain-epochs-3", pretrain_epochs=None)
     stages = [place for place in started if place.startswith("pretrained/")]
     assert stages == [f"pretrained/mlm{kind}-seed-11711" for kind in ("", "-strategy-mask", "-epochs-3")]
+
+
+def test_the_number_of_pretraining_epochs_is_for_all_rows_but_those_about_it(reproduce, started):
+    first = reproduce("pretrain", "pretrain-epochs-3", pretrain_epochs=None)
+    result = reproduce("pretrain", "pretrain", "pretrain-mask", pretrain_epochs=1)
+    assert [outcome.pretraining["config"]["pretrain"]["epochs"] for outcome in result.results.outcomes] == [1, 1, 3]
+    assert result.results.outcomes[-1].metrics == first.results.outcomes[0].metrics and len(started) == 6
+    assert [row.note for row in result.results.rows] == [*["here 1 epoch of pretraining"] * 2, ""]
 
 
 def test_interrupted_while_pretraining(reproduce, started, monkeypatch):
@@ -283,12 +268,18 @@ def test_folders_that_hold_something_else(reproduce, started, options, tmp_path)
     (tmp_path / "out" / "baseline" / "seed-11711" / "metrics.json").write_text("{")
     with pytest.raises(CheckpointError, match="baseline/seed-11711/metrics.json: not valid JSON"):
         reproduce("figure8", "baseline")
+    (tmp_path / "out" / "baseline" / "seed-11711" / "metrics.json").write_text('{"finished": true}')
+    with pytest.raises(
+        CheckpointError, match="baseline/seed-11711/metrics.json: no diverged, seconds, .*environment: "
+    ):
+        reproduce("figure8", "baseline")
     assert len(started) == 1
 
 
 def test_flags_must_not_replace_what_rows_are(reproduce, started, tmp_path):
-    with pytest.raises(UsageError, match="--pretrain-epochs would replace what row pretrain-mask is about"):
-        reproduce("pretrain", "pretrain-mask", pretrain_epochs=1)
+    for number in (3, 10):
+        with pytest.raises(UsageError, match=f"--pretrain-epochs would replace what row pretrain-epochs-{number} is"):
+            reproduce("pretrain", "pretrain", f"pretrain-epochs-{number}", pretrain_epochs=1)
     with pytest.raises(ValueError, match="TrainConfig: epochs is 0"):
         reproduce("figure8", "baseline", epochs=0)
     assert not started and not (tmp_path / "out").exists()

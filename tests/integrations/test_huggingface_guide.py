@@ -51,7 +51,9 @@ def test_every_snippet_runs(tmp_path, capsys):
     assert len(logs) == 4
     documented = set(re.findall(r"`((?:smart|bregman)_\w+)`", PARTS["## With the Trainer"]))
     assert documented == {name for name in logs[0] if name.startswith(("smart_", "bregman_"))}
-    assert float(capsys.readouterr().out.splitlines()[-1]) > 0.9
+    size, alignment = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert size == pytest.approx(1e-2, rel=1e-3)
+    assert alignment > 0.9
 
 
 def test_the_table_of_settings_is_complete():

@@ -29,7 +29,8 @@ STEPS = textwrap.dedent(
             return {"logits": logits, "loss": None if labels is None else nn.functional.cross_entropy(logits, labels)}
 
     def take_steps(model, batch, noise):
-        smart = SmartObjective(model, smart_weight=50.0, bregman_weight=1.0, update="projected", radius=1e-2)
+        strong = {"smart_weight": 50.0, "bregman_weight": 1.0, "update": "projected", "step_size": 1e-2, "radius": 1e-2}
+        smart = SmartObjective(model, **strong)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         real = smart._regularizer.from_offsets
         smart._regularizer.from_offsets = lambda *args, **kwargs: real(*args, noise=noise, **kwargs)

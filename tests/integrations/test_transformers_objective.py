@@ -12,7 +12,7 @@ from smartcs.integrations.transformers import BetaSchedule, SmartArguments, Smar
 
 ARCHITECTURES = ["bert", "roberta", "deberta-v2", "distilbert", "modernbert", "electra", "albert"]
 # A perturbation large enough for its effect to be seen in the loss.
-STRONG = {"smart_weight": 2.0, "update": "projected", "radius": 1e-2}
+STRONG = {"smart_weight": 2.0, "update": "projected", "step_size": 1e-2, "radius": 1e-2}
 
 
 def train(model, batch, steps, **options):
@@ -47,6 +47,7 @@ def test_every_architecture_learns(encoder, sentences, architecture):
     statistics = smart.statistics()
     assert statistics["smart"]["steps"] == statistics["bregman"]["steps"] == 20
     assert statistics["smart"]["fallbacks"] == 0
+    assert statistics["smart"]["perturbation_norm"] == pytest.approx(1e-2, rel=1e-3)
     assert statistics["smart"]["adversarial_alignment"] > 0.9  # the projected step goes where the loss rises
     assert hooks(model) == before
 
@@ -245,7 +246,7 @@ def test_metrics_are_those_since_the_last_call(encoder, sentences):
     with torch.no_grad():
         model.classifier.bias[0] = torch.nan
     smart(batch)
-    assert smart.metrics()["smart_fallbacks"] == 1
+    assert smart.metrics() == {"smart_fallbacks": 1}  # and no means of nothing
 
 
 def test_a_state_continues_exactly(encoder, sentences):
@@ -294,7 +295,7 @@ def test_compiled_models_are_perturbed_uncompiled(encoder, sentences, in_place):
     smart = SmartObjective(model, **STRONG)
     for _ in range(2):
         output = smart(batch)
-        torch.testing.assert_close(output.loss, expected.loss)
+        torch.testing.assert_close(output.task_loss, expected.task_loss)
         torch.testing.assert_close(output.smart, expected.smart, rtol=1e-2, atol=0)
     assert compiled == seen
 

@@ -1,10 +1,12 @@
 """SmartTrainer: the Trainer's training with SMART and Bregman in its loss, and nothing else of it changed."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -12,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from smartcs.integrations.trainer import STATE_FILE
 from smartcs.integrations.transformers import SmartArguments, SmartObjective, SmartTrainer
 
-STRONG = SmartArguments(smart_weight=2.0, bregman_weight=1.0, update="projected", radius=1e-2)
+STRONG = SmartArguments(smart_weight=2.0, bregman_weight=1.0, update="projected", step_size=1e-2, radius=1e-2)
 
 
 class Rows(Dataset):
@@ -77,11 +79,12 @@ def test_trains_logs_and_evaluates(encoder, trainer, architecture, labels, setti
     for log in logs:
         assert log["smart_loss"] > 0
         assert log["smart_alignment"] > 0.9
-        assert 0 < log["smart_perturbation"] < 0.0101
+        assert log["smart_perturbation"] == pytest.approx(1e-2, rel=1e-3)
         assert log["smart_fallbacks"] == 0
         assert log["bregman_loss"] > 0
     evaluated = [log for log in run.state.log_history if "eval_loss" in log]
     assert len(evaluated) == 2 and not any(name.startswith("smart") for log in evaluated for name in log)
+    assert run.objective.arguments == STRONG
     assert run.objective.statistics()["smart"]["steps"] == 16  # none in evaluation
     plain = trainer(model, Trainer, labels=labels)
     assert run.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
@@ -162,7 +165,7 @@ def test_accumulated_batches_count_as_one(encoder, trainer, architecture, labels
     """7 sentences as batches of 4 and 3 take the step that they take as one."""
     one = encoder(architecture, task, **settings).double()
     two, before = copy.deepcopy(one), copy.deepcopy(one)
-    smart = SmartArguments(smart_weight=50.0, bregman_weight=1.0, update="projected", radius=1e-2)
+    smart = dataclasses.replace(STRONG, smart_weight=50.0)
     common = {"count": 7, "labels": labels, "smart": smart, "optim": "sgd", "max_grad_norm": 0, "max_steps": 2}
     common |= {"learning_rate": 0.02, "lr_scheduler_type": "constant", "compute_loss_func": given}
     runs = [
@@ -175,6 +178,17 @@ def test_accumulated_batches_count_as_one(encoder, trainer, architecture, labels
     assert losses[0] == pytest.approx(losses[1])
     assert [run.objective.statistics()["smart"]["steps"] for run in runs] == [2, 4]
     assert [run.objective._updates for run in runs] == [2, 2]
+
+
+@pytest.mark.parametrize(("across", "expected"), [(False, 3 / 8), (True, 6 / 8)])
+def test_a_batchs_share_in_the_loss_of_two_processes(trainer, monkeypatch, across, expected):
+    """DistributedDataParallel divides by the processes: where the labels of all are counted, that is undone."""
+    run = trainer(smart=STRONG)
+    monkeypatch.setattr(type(run.accelerator), "num_processes", property(lambda self: 2))
+    run.args.average_tokens_across_devices = across
+    labels = torch.tensor([0, 1, 1, -100])
+    assert float(run._share(labels, torch.tensor(8))) == pytest.approx(expected)
+    assert run._share(labels, None) == 1
 
 
 def test_resuming_continues_exactly(encoder, trainer, tmp_path):
@@ -231,3 +245,22 @@ def test_what_is_not_supported_is_refused(encoder, trainer, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match="set up for DataParallel over 2 GPUs, expected the whole model on one device"):
         trainer()
+
+
+@pytest.mark.parametrize(
+    ("smart", "error", "message"),
+    [
+        ({"steps": 2}, TypeError, "the settings of SMART are a dict, expected SmartArguments or None"),
+        (SmartArguments(steps=-1), ValueError, "steps is -1, expected an int >= 0"),
+        (SmartArguments(bregman_weight=1.0, beta=2.0), ValueError, "beta is 2.0, expected 0 <= beta <= 1"),
+    ],
+)
+def test_bad_settings_fail_before_training(trainer, smart, error, message):
+    with pytest.raises(error, match=message):
+        trainer(smart=smart)
+
+
+def test_a_model_that_does_not_fit_fails_before_training(trainer):
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=100, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is a decoder or a model for generation"):
+        trainer(gpt2)

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from smartcs.report import ComparisonRow, write_comparison_report
+from smartcs.report import ComparisonRow, comparison_figures, write_comparison_report
 from smartcs.training import paper
 
 
@@ -39,6 +39,22 @@ def test_from_metrics():
     assert row.smart == {} and row.anchor_divergence == {}
     test = ComparisonRow.from_metrics("smart", "SMART", runs, split="test")
     assert test.mean["sst_accuracy"] == pytest.approx(statistics.mean(values) - 0.1) and "time_ratio" not in test.mean
+
+
+def test_the_baseline_may_be_one_per_run():
+    row = ComparisonRow.from_metrics("a", "A", [metrics(0.5, 10.0), metrics(0.5, 12.0)], baseline_seconds=[8.0, 6.0])
+    assert row.mean["time_ratio"] == pytest.approx((1.25 + 2) / 2)
+    with pytest.raises(ValueError):
+        ComparisonRow.from_metrics("a", "A", [metrics(0.5)], baseline_seconds=[8.0, 6.0])
+
+
+def test_spreads_stay_within_the_chart(monkeypatch):
+    axes = []
+    original = comparison_figures._row_axes
+    monkeypatch.setattr(comparison_figures, "_row_axes", lambda rows: axes.append(original(rows)) or axes[-1])
+    rows = [ComparisonRow("a", "A", 2, {"time_ratio": 1.0}, {"time_ratio": 3.0}), ComparisonRow("b", "B", 1)]
+    comparison_figures.time_ratios(rows)
+    assert axes[0][1].get_xlim()[1] >= 1.2 * 4
 
 
 def test_one_seed_has_no_spread_and_missing_figures_are_left_out():
