@@ -55,7 +55,9 @@ def _other_than_the_recipes(config: TrainConfig) -> str:
         if value != recipe[name] and name not in (*_NOT_THE_METHODS, *idle)
     ]
     vain = [
-        f"{name} {value} ({idle[name]})" for name, value in flat(config).items() if name in idle and value != ours[name]
+        f"{name} {value} ({idle[name]})"
+        for name, value in flat(config).items()
+        if name in idle and value not in (ours[name], recipe[name])
     ]
     return f"{_line(_CHANGED, changed)}{_line('set, but without effect in this run', vain)}"
 

@@ -1,15 +1,16 @@
 """Every setting of SMART, Bregman and the samplers reaches what it is a setting of."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.training.commandline import UsageError
-from smartcs.training.config import BregmanConfig, SmartConfig
+from smartcs.training.config import BregmanConfig, SmartConfig, TrainConfig
 from smartcs.training.objective import Objective
-from smartcs.training.plan import idle_settings
+from smartcs.training.plan import describe_plan, idle_settings
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.trainer import Trainer, make_sampler
 
@@ -156,3 +157,12 @@ def test_fallbacks_are_said_at_the_end_and_leave_no_figures(config, monkeypatch)
 
 def _nan_gradient(self, forward, v, target):
     return torch.full_like(v, float("nan")), torch.zeros(())
+
+
+def test_settings_made_in_vain_are_said_and_the_samples_own_are_not(config):
+    settings = config(**{"smart.weight": 5.0})
+    plan = describe_plan(settings, make_sampler(settings, {"sst": 48, "qqp": 60, "sts": 40}), Path("run"))
+    assert "set, but without effect in this run: smart.weight 5.0 (smart.tasks is none)\n" in plan
+    sample = TrainConfig.from_dict({"model": "small", "pretrain.cycles": None})
+    plan = describe_plan(sample, make_sampler(sample, {"sst": 48, "qqp": 60, "sts": 40}), Path("run"))
+    assert "without effect" not in plan and "pretrain" not in plan
