@@ -64,11 +64,6 @@ class Experiment:
     notes: tuple[str, ...] = ()
 
 
-def score_slip(row: Row) -> str | None:
-    """A sentence where the paper prints another score than its formula makes of the row's figures."""
-    return paper.score_slip(row.label, row.paper)
-
-
 def _times(recipe: str) -> dict[str, float]:
     """The paper's run time of a system of figures 2 and 8."""
     seconds, ratio = paper.EPOCH_SECONDS.get(recipe), paper.time_ratio(recipe)

@@ -19,7 +19,7 @@ from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.pretrain_run import SETTINGS
-from smartcs.training.recipes import AUTO_MODEL, RECIPES, SAMPLE_DATA, SMALL_MODEL, model_name, recipe_values
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name
 from smartcs.training.run_folder import METRICS, PRETRAINED
 
 PRETRAINING = "pretraining.json"
@@ -160,7 +160,7 @@ def _make_job(row: Row, seed: int, options: Options, asked_for: bool) -> Job:
     stage_folder = str((options.output / stage_place).absolute())
     # Dropout is left to the checkpoint, as `smartcs.pretrain` does: fine-tuning may want its own.
     stage = replace(config, output=stage_folder, encoder_dropout=None)
-    tuning = replace(config, recipe=_without_pretraining(row.recipe), model=stage_folder, pretrain=PretrainConfig())
+    tuning = replace(config, model=stage_folder, pretrain=PretrainConfig())
     return Job(row, seed, place, tuning, Stage(stage_place, stage))
 
 
@@ -183,12 +183,6 @@ def _stage_name(row: Row) -> str:
         if name.startswith("pretrain.") and value != CHOSEN_PRETRAINING.get(name):
             parts += [name.removeprefix("pretrain.").replace("_", "-"), str(value).lower()]
     return "-".join(parts)
-
-
-def _without_pretraining(recipe: str) -> str:
-    """The recipe of the fine-tuning alone."""
-    values = {name: value for name, value in recipe_values(recipe).items() if not name.startswith("pretrain.")}
-    return next(name for name, others in RECIPES.items() if others == values)
 
 
 def find(job: Job, options: Options, remedy: str = "run it again") -> Outcome:

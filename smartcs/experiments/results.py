@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from smartcs import info
-from smartcs.experiments.figures import Experiment, Row, score_slip
+from smartcs.experiments.figures import Experiment, Row
 from smartcs.experiments.jobs import Job, Options, Outcome
 from smartcs.report.comparison import QUANTITIES, ComparisonRow
+from smartcs.training import paper
 from smartcs.training.config import flat
 from smartcs.training.recipes import SMALL_MODEL, model_name
 from smartcs.training.run_folder import REPORT
@@ -150,7 +151,7 @@ def collect(
         rows,
         split,
         tuple(_notes(experiment, rows, split, finished, baseline, options)),
-        tuple(slip for result in rows if (slip := score_slip(result.row))),
+        tuple(slip for result in rows if (slip := paper.score_slip(result.row.label, result.row.paper))),
         tuple(_warnings(outcomes, left_out)),
     )
 
@@ -183,7 +184,7 @@ def _row_result(
     row = outcomes[0].job.row
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     pretraining = [outcome.pretraining["seconds"] for outcome in finished if outcome.pretraining]
-    seconds = _mean(pretraining) if pretraining else None
+    seconds = fmean(pretraining) if pretraining else None
     notes = _row_notes(row, outcomes, split)
     before = [] if seconds is None else [f"after {seconds:,.0f} s of additional pretraining, not counted"]
     pages = [outcome.folder / REPORT for outcome in finished]
@@ -205,7 +206,7 @@ def _row_result(
 
 def _baseline_of(outcome: Outcome, baseline: Mapping[int, float]) -> float:
     """Seconds that the time of a run is compared with: the same seed's, else the mean."""
-    return baseline.get(outcome.job.seed) or _mean(list(baseline.values()))
+    return baseline.get(outcome.job.seed) or fmean(list(baseline.values()))
 
 
 def _row_notes(row: Row, outcomes: Sequence[Outcome], split: str) -> list[str]:
@@ -321,7 +322,3 @@ def _run_dict(outcome: Outcome, results: Results) -> dict[str, Any]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -163,9 +164,9 @@ class _Runner:
         if not everything:
             return None
         to_come = [outcome.job for outcome in self.outcomes if outcome.state == "not finished"]
-        left = sum(_mean(times.get(job.row.name, everything)) for job in to_come)
+        left = sum(fmean(times.get(job.row.name, everything)) for job in to_come)
         missing = {job.stage.place for job in to_come if job.stage} - set(stages)
-        return left + len(missing) * _mean(list(stages.values()) or everything)
+        return left + len(missing) * fmean(list(stages.values()) or everything)
 
     def _run(self, job: Job) -> None:
         """One run, and the pretraining before it where that is not there yet."""
@@ -227,7 +228,3 @@ class _Runner:
 
     def _say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 from smartcs.report.run_data import anchor_divergence
@@ -90,8 +90,8 @@ class ComparisonRow:
             name,
             label,
             n_seeds=len(metrics),
-            mean={key: _mean(values) for key, values in measured.items()},
-            std={key: _std(values) for key, values in measured.items() if len(values) > 1},
+            mean={key: fmean(values) for key, values in measured.items()},
+            std={key: stdev(values) for key, values in measured.items() if len(values) > 1},
             paper={key: float(value) for key, value in (paper or {}).items() if value is not None},
             smart=_means_by_task(smart),
             anchor_divergence=_means_by_task(divergence).get("tasks", {}),
@@ -108,13 +108,4 @@ def _means_by_task(runs: Sequence[Mapping[str, Mapping[str, float | None]]]) -> 
             for inner, value in values.items():
                 if value is not None:
                     collected.setdefault(outer, {}).setdefault(inner, []).append(float(value))
-    return {outer: {inner: _mean(values) for inner, values in names.items()} for outer, names in collected.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _std(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return {outer: {inner: fmean(values) for inner, values in names.items()} for outer, names in collected.items()}

@@ -18,6 +18,10 @@ class StopRequest:
         return self.signal is not None
 
 
+class Stopped(Exception):
+    """A signal has asked to stop; raised by a run for itself, to leave its loops."""
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block the first SIGINT or SIGTERM sets the request; a second one acts as it did before.

@@ -22,10 +22,10 @@ from smartcs.model.bert import BertModel
 from smartcs.model.mlm import MaskedLanguageModel, masked_loss
 from smartcs.ops.random import DropoutKey
 from smartcs.training.checks import task_names
-from smartcs.training.interrupt import StopRequest
+from smartcs.training.interrupt import Stopped, StopRequest
 from smartcs.training.optim import AdamW
 from smartcs.training.pretrain_config import PretrainConfig
-from smartcs.training.progress import Progress, clock, make_progress
+from smartcs.training.progress import clock, make_progress, watch
 from smartcs.training.run_folder import LossLog
 from smartcs.training.steps import Loss, StepLoop
 
@@ -182,10 +182,6 @@ class Pretrainer(StepLoop[MaskedBatch]):
         )
 
 
-class _Stopped(Exception):
-    """A signal has asked to stop."""
-
-
 def pretrain(
     trainer: Pretrainer,
     console: Console,
@@ -224,8 +220,8 @@ def pretrain(
                     progress.step(step)
                     losses[step.task].append(step.loss)
                     if stop:
-                        raise _Stopped
-                figures = trainer.evaluate(_watch(progress, stop))
+                        raise Stopped
+                figures = trainer.evaluate(watch(progress, "dev", stop))
                 trainer.history.append(
                     {
                         "epoch": epoch,
@@ -241,20 +237,9 @@ def pretrain(
                     f"pretraining epoch {epoch}/{epochs}: dev loss {figures['mlm_loss']:.3f}  "
                     f"accuracy {figures['mlm_accuracy']:.3f}  after {clock(perf_counter() - begin)}"
                 )
-    except _Stopped:
+    except Stopped:
         return trainer.metrics(interrupted=True)
     finally:
         trainer.model.bert.train(was_training)
         trainer.optimizer.zero_grad(set_to_none=True)
     return trainer.metrics()
-
-
-def _watch(progress: Progress, stop: StopRequest | None) -> Callable[[int, int], None]:
-    """For `Pretrainer.evaluate`: shows how far it is and gives up when a signal has come."""
-
-    def report(done: int, total: int) -> None:
-        progress.evaluating("dev", done, total)
-        if stop:
-            raise _Stopped
-
-    return report

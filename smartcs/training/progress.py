@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from smartcs.data.examples import TASKS
 from smartcs.data.sampling import RoundRobinSampler
+from smartcs.training.interrupt import Stopped, StopRequest
 from smartcs.training.steps import Step
 
 _LOG_SECONDS = 10.0
@@ -157,6 +159,17 @@ class _LiveProgress(Progress):
             total=total,
             figures=f"{done:,} of {total:,} examples",
         )
+
+
+def watch(progress: Progress, split: str, stop: StopRequest | None) -> Callable[[int, int], None]:
+    """For an evaluation: shows how far it is, and raises Stopped when a signal has come."""
+
+    def report(done: int, total: int) -> None:
+        progress.evaluating(split, done, total)
+        if stop:
+            raise Stopped
+
+    return report
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,12 +22,12 @@ from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.analysis import analyse
 from smartcs.training.config import TrainConfig
 from smartcs.training.evaluation import Evaluation, evaluate
-from smartcs.training.interrupt import StopRequest, stop_on_signals
+from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
 from smartcs.training.metrics import METRICS, best_by, majority_figures
 from smartcs.training.plan import SMALL_MODEL_NOTICE, describe_plan
 from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
-from smartcs.training.progress import Progress, clock, make_progress
+from smartcs.training.progress import Progress, clock, make_progress, watch
 from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
 from smartcs.training.run_folder import (
     PREDICTIONS,
@@ -60,10 +59,6 @@ class RunResult:
     folder: Path
     metrics: dict[str, Any]
     signal: int | None = None
-
-
-class _StopRun(Exception):
-    """A signal has asked to stop."""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> RunResult:
@@ -123,7 +118,7 @@ class _Run:
                 self._pretrain(stop)
                 self._say(describe_plan(config, self.trainer.sampler, self.folder))
                 self._train(stop)
-            except _StopRun:
+            except Stopped:
                 self._stopped(stop)
             except NonFiniteLossError:
                 write_metrics(self.folder, self._metrics(finished=True, diverged=True))
@@ -177,7 +172,7 @@ class _Run:
                 self.pretrained = pretrainer.metrics(diverged=True)
                 raise
         if stop:
-            raise _StopRun
+            raise Stopped
         self.model.bert.save_pretrained(folder, self._tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
         # The optimizer's state and the anchor begin here.
@@ -189,7 +184,7 @@ class _Run:
         return self.model.tokenizer
 
     def _train(self, stop: StopRequest) -> None:
-        """All epochs, then the test split; raises _StopRun as soon as a signal has come."""
+        """All epochs, then the test split; raises Stopped as soon as a signal has come."""
         config, trainer, dev = self.config, self.trainer, self.encoded["dev"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
         progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
@@ -206,8 +201,8 @@ class _Run:
                     progress.step(step)
                     losses[step.task].append(step.loss)
                     if stop:
-                        raise _StopRun
-                evaluation = evaluate(self.model, dev, config.eval_batch_size, _watch(progress, "dev", stop))
+                        raise Stopped
+                evaluation = evaluate(self.model, dev, config.eval_batch_size, watch(progress, "dev", stop))
                 self._end_of_epoch(epoch, evaluation, losses, progress)
                 if board is not None:
                     board.evaluation(epoch, trainer.step, evaluation.figures, evaluation.losses)
@@ -215,9 +210,7 @@ class _Run:
                 model = self.model
                 if self.best_epoch != config.epochs:
                     model = MultitaskBert.from_pretrained(self.folder)
-                self.test = evaluate(
-                    model, self.encoded["test"], config.eval_batch_size, _watch(progress, "test", stop)
-                )
+                self.test = evaluate(model, self.encoded["test"], config.eval_batch_size, watch(progress, "test", stop))
                 self._write_predictions("test", self.test)
 
     def _end_of_epoch(
@@ -335,14 +328,3 @@ class _Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _watch(progress: Progress, split: str, stop: StopRequest) -> Callable[[int, int], None]:
-    """For `evaluate`: shows how far it is and gives up when a signal has come."""
-
-    def report(done: int, total: int) -> None:
-        progress.evaluating(split, done, total)
-        if stop:
-            raise _StopRun
-
-    return report

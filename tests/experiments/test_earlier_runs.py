@@ -93,7 +93,7 @@ def test_the_cold_start_is_in_no_run(reproduce, monkeypatch, warmed_up, tmp_path
 
     monkeypatch.setattr(Trainer, "epoch", counting)
     reproduce("figure2", "pretrain", "smart")
-    assert steps == [3, 6, 6] and [config.recipe for config in warmed_up] == ["baseline"]
+    assert steps == [3, 6, 6] and [config.recipe for config in warmed_up] == ["pretrain"]
     assert "pretrained" not in warmed_up[0].model
     folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert folders == {"pretrained", "pretrain", "smart"}

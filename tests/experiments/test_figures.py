@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from smartcs.experiments.figures import CHOSEN_PRETRAINING, EXPERIMENTS, score_slip
+from smartcs.experiments.figures import CHOSEN_PRETRAINING, EXPERIMENTS
 from smartcs.training import paper
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.recipes import RECIPES
@@ -156,7 +156,7 @@ def test_which_rows_pretrain():
 
 
 def test_slips_are_the_two_of_the_paper():
-    found = {experiment.name + " " + row.name: score_slip(row) for experiment, row in ROWS}
+    found = {experiment.name + " " + row.name: paper.score_slip(row.label, row.paper) for experiment, row in ROWS}
     found = {name: slip for name, slip in found.items() if slip}
     (printed, formula), (batch_printed, batch_formula) = paper.SCORE_SLIPS.values()
     baseline = f"Baseline: the paper prints a score of {printed:.3f}; its own formula gives {formula:.3f}."

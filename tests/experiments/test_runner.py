@@ -161,7 +161,7 @@ def test_pretraining_is_shared(reproduce, started, tmp_path):
     ]
     config = read(out / "pretrain-smart-bregman" / "seed-11711" / "metrics.json")["config"]
     assert config["model"] == str(out / "pretrained" / "mlm-seed-11711") and config["pretrain"]["epochs"] == 0
-    assert config["recipe"] == "smart-bregman"
+    assert config["recipe"] == "pretrain-smart-bregman"
     rows = read(out / "results.json")["rows"]
     seconds = read(out / "pretrained" / "mlm-seed-11711" / "metrics.json")["seconds"]
     assert [row["pretrain_seconds"] for row in rows] == [None, seconds, seconds]
