@@ -1,38 +1,11 @@
-// GELU(z) = z Phi(z) and its derivative Phi(z) + z phi(z), from one exponential.
-//
-// With u = |z| / sqrt 2 the normal tail is Phi(-|z|) = erfc(u) / 2 = exp(-u^2) t P(t), t = 1 / (1 + u / 2); P
-// is a polynomial fitted here (Lawson's iteration on Chebyshev nodes, weighted for relative error 4.3e-8 on 0
-// <= u <= 10). The tail keeps its relative accuracy for large negative z, where 1 + erf(z / sqrt 2) would
-// cancel.
+// bias + exact GELU, elementwise. GELU itself: gelu.h.
 #include "bias_gelu.h"
+
+#include "gelu.h"
 #include "layer_norm_row.h"
 
 namespace smartcs::SMARTCS_ISA {
 namespace {
-
-// cdf = Phi(z), bell = exp(-z^2 / 2)
-SMARTCS_INLINE void normal(Vec<float> z, Vec<float>& cdf, Vec<float>& bell) {
-  const Vec<float> a = z < 0 ? -z : z;
-  bell = exp(z * z * -0.5f);
-  const Vec<float> t = 1.0f / (a * 0.353553391f + 1.0f);
-  Vec<float> p = t * -0.0295346078f + 0.142288084f;
-  p = p * t - 0.24360115f;
-  p = p * t + 0.139034894f;
-  p = p * t - 0.0133136924f;
-  p = p * t + 0.101343777f;
-  p = p * t + 0.121551801f;
-  p = p * t + 0.141187665f;
-  p = p * t + 0.141043208f;
-  const Vec<float> tail = bell * t * p;
-  cdf = z < 0 ? tail : 1.0f - tail;
-}
-
-SMARTCS_INLINE void normal(Vec<double> z, Vec<double>& cdf, Vec<double>& bell) {
-  for (int i = 0; i < kLanes<double>; ++i) {
-    cdf[i] = 0.5 * ::erfc(-z[i] * 0.70710678118654752440);
-    bell[i] = ::exp(-0.5 * z[i] * z[i]);
-  }
-}
 
 template <class S, class N>
 SMARTCS_INLINE Vec<Compute<S>> biased(const S* x, const S* bias, int64_t j, N n) {
@@ -49,13 +22,7 @@ void forward(const BiasGeluForward& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const S* x = static_cast<const S*>(args.x) + row * C;
     S* y = static_cast<S*>(args.y) + row * C;
-    sweep<A>(C, [&](int64_t j, auto n) {
-      const Vec<A> z = biased(x, bias, j, n);
-      Vec<A> cdf, bell;
-      normal(z, cdf, bell);
-      // -inf * 0 is NaN; the limit is 0.
-      store(y + j, cdf == A(0) ? cdf : z * cdf, n);
-    });
+    sweep<A>(C, [&](int64_t j, auto n) { store(y + j, gelu<A>(biased(x, bias, j, n)), n); });
   }
 }
 
@@ -76,11 +43,7 @@ void backward(const BiasGeluBackward& args, int64_t begin, int64_t end) {
       const S* x = static_cast<const S*>(args.x) + row * C;
       S* grad_x = static_cast<S*>(args.grad_x) + row * C;
       sweep<A>(C, [&](int64_t j, auto n) {
-        const Vec<A> z = biased(x, bias, j, n);
-        Vec<A> cdf, bell;
-        normal(z, cdf, bell);
-        const Vec<A> slope = bell == A(0) ? cdf : cdf + z * bell * A(0.39894228040143267794);
-        const Vec<A> dx = load(grad_y + j, n) * slope;
+        const Vec<A> dx = load(grad_y + j, n) * gelu_slope<A>(biased(x, bias, j, n));
         store(grad_x + j, dx, n);
         if (sum != nullptr) accumulate<S>(sum, j, dx, n);
       });

@@ -6,6 +6,7 @@
 // float32 product under the name looked up below; where it is missing, its BLAS is used as well. Nothing here depends
 // on timing: a run is repeatable.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
@@ -48,13 +49,16 @@ bool use_onednn(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat && x.size(0) >= kFewRows && onednn().has_value();
 }
 
-// a b^T for a (m, k) and b (n, k), either of them possibly a transposed view.
-at::Tensor product(bool with_onednn, const at::Tensor& a, const at::Tensor& b) {
-  if (!with_onednn || a.numel() == 0 || b.numel() == 0) return at::mm(a, b.t());
+// a b^T + bias for a (m, k) and b (n, k), either of them possibly a transposed view.
+at::Tensor product(bool with_onednn, const at::Tensor& a, const at::Tensor& b,
+                   const std::optional<at::Tensor>& bias = std::nullopt) {
+  if (!with_onednn || a.numel() == 0 || b.numel() == 0) {
+    return bias.has_value() ? at::addmm(*bias, a, b.t()) : at::mm(a, b.t());
+  }
   torch::jit::Stack stack;
   stack.emplace_back(a);
   stack.emplace_back(b);
-  stack.emplace_back();  // no bias
+  stack.emplace_back(bias);
   stack.emplace_back("none");
   stack.emplace_back(c10::List<std::optional<at::Scalar>>());
   stack.emplace_back();  // no algorithm
@@ -100,8 +104,7 @@ at::Tensor linear_fwd(const at::Tensor& x, const at::Tensor& weight, const std::
   check(x, weight);
   if (bias.has_value()) check_like(*bias, x.scalar_type(), {weight.size(0)}, kOp, "bias");
   if (!use_onednn(x)) return at::linear(x, weight, bias);
-  at::Tensor y = product(true, with_rounded_rows(x), weight).narrow(0, 0, x.size(0));
-  return bias.has_value() ? y.add_(*bias) : y;
+  return product(true, with_rounded_rows(x), weight, bias).narrow(0, 0, x.size(0));
 }
 
 // Of x and weight, only what a wanted gradient needs has to be there: dx needs the weight, dW needs x.

@@ -93,13 +93,50 @@ SMARTCS_INLINE void narrow(float x, bf16* y) {
 // Full: all lanes. An int instead: that many lanes, the rest read as zero and not written.
 struct Full {};
 
+// bf16 as integers: one number's bits in the low half of every lane.
+typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+
+SMARTCS_INLINE Vec<uint32_t> load_bits(const bf16* p, Full) {
+#if defined(__AVX512F__)
+  __m256i bits;  // GCC converts in two halves
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vec<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xFFFF, bits);  // zero-masked: see multiply_wide in philox.h
+#else
+  HalfVec bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return __builtin_convertvector(bits, Vec<uint32_t>);
+#endif
+}
+SMARTCS_INLINE Vec<uint32_t> load_bits(const bf16* p, int count) {
+  Vec<uint32_t> bits{};
+  for (int i = 0; i < count; ++i) bits[i] = p[i].bits;
+  return bits;
+}
+
+SMARTCS_INLINE void store_bits(bf16* p, Vec<uint32_t> bits, Full) {
+  const HalfVec low = __builtin_convertvector(bits, HalfVec);
+  std::memcpy(p, &low, sizeof low);
+}
+SMARTCS_INLINE void store_bits(bf16* p, Vec<uint32_t> bits, int count) {
+  for (int i = 0; i < count; ++i) p[i].bits = static_cast<uint16_t>(bits[i]);
+}
+
+// As narrow() above.
+SMARTCS_INLINE Vec<uint32_t> rounded_bits(Vec<float> x) {
+  Vec<uint32_t> bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const Vec<uint32_t> high = bits >> 16;
+  return x != x ? high | 0x40u : (bits + 0x7FFFu + (high & 1u)) >> 16;
+}
+
 template <class S>
 SMARTCS_INLINE Vec<Compute<S>> load(const S* p, Full) {
   Vec<Compute<S>> v;
   if constexpr (sizeof(S) == sizeof(Compute<S>)) {
     std::memcpy(&v, p, sizeof v);
   } else {
-    for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+    const Vec<uint32_t> bits = load_bits(p, Full{}) << 16;
+    std::memcpy(&v, &bits, sizeof v);
   }
   return v;
 }
@@ -116,7 +153,7 @@ SMARTCS_INLINE void store(S* p, Vec<Compute<S>> v, Full) {
   if constexpr (sizeof(S) == sizeof(Compute<S>)) {
     std::memcpy(p, &v, sizeof v);
   } else {
-    for (int i = 0; i < kLanes<float>; ++i) narrow(v[i], p + i);
+    store_bits(p, rounded_bits(v), Full{});
   }
 }
 
