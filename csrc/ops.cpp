@@ -8,6 +8,12 @@
 
 TORCH_LIBRARY(smartcs, m) {
   m.def(
+      "adamw_step(Tensor(a!)[] params, Tensor?[] grads, Tensor?[] grad_rows, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] anchors, Tensor(f!)[] packed, "
+      "Tensor(g!)[] packed_t, Tensor(h!)[] anchor_packed, Tensor(i!)[] row_flags, float[] lr, float[] beta1, "
+      "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight) -> Tensor norm");
+
+  m.def(
       "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
       "SymInt seed, SymInt stream) -> (Tensor out, Tensor lse)");
   m.def(
@@ -40,12 +46,28 @@ TORCH_LIBRARY(smartcs, m) {
       " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias, "
       "Tensor grad_perturbation)");
 
+  // A table's gradient by rows: those that occur in ids, ascending, and the sums of theirs.
+  m.def("embedding_rows(Tensor grad_h, Tensor ids, SymInt rows) -> (Tensor used, Tensor sums)");
+
   m.def("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor y");
   m.def(
       "linear_bwd(Tensor grad_y, Tensor? x, Tensor? weight, bool need_x, bool need_weight, bool need_bias)"
       " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   // The library behind linear on this CPU.
   m.def("linear_library() -> str");
+
+  // linear with bf16 operands and float32 sums, the weight packed (csrc/cpu/bf16_layout.h).
+  m.def("pack_weight(Tensor weight, bool transposed) -> Tensor packed");
+  m.def(
+      "linear_bf16_fwd(Tensor x, Tensor packed, SymInt outputs, Tensor? bias, bool gelu, bool keep_x, bool keep_z, "
+      "ScalarType out_dtype) -> (Tensor y, Tensor x_low, Tensor z)");
+  m.def(
+      "linear_bf16_bwd(Tensor grad_y, Tensor? x_low, Tensor? z, Tensor? packed_t, SymInt inputs, SymInt outputs, "
+      "bool need_x, bool need_weight, bool need_bias, ScalarType grad_x_dtype)"
+      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  // The instructions that multiply bf16 faster than float32 on this CPU, or "none: why"; and a way to choose.
+  m.def("bf16_products() -> str");
+  m.def("set_bf16_products(str name) -> ()");
 
   m.def("perturb_noise(Tensor like, float std, SymInt seed, SymInt stream) -> Tensor noise");
   m.def(

@@ -1,9 +1,10 @@
 // embedding on the CPU: checks, allocation, threads. Arithmetic: embedding_kernel.cpp.
 #include "embedding.h"
 
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/from_blob.h>
 
 #include "common.h"
+#include "row_groups.h"
 
 namespace smartcs {
 namespace {
@@ -64,11 +65,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   return {y, h, mean, rstd};
 }
 
+// Zeros that cost nothing where they are never written: fresh pages of the operating system's are zero already, while
+// filling them would touch every one.
+at::Tensor zeros(int64_t rows, int64_t columns, at::ScalarType dtype) {
+  constexpr size_t kAlignment = 64;
+  const size_t bytes = static_cast<size_t>(rows * columns) * c10::elementSize(dtype);
+  void* memory = std::calloc(bytes + kAlignment, 1);
+  TORCH_CHECK(memory != nullptr, kOp, ": out of memory for a gradient of ", bytes, " bytes");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+  void* aligned = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  return at::from_blob(
+      aligned, {rows, columns}, [memory](void*) { std::free(memory); }, at::TensorOptions().dtype(dtype));
+}
+
 // The gradient of one table: a dense zero tensor with the used rows added; no rows where it is not wanted.
 at::Tensor scattered(Storage storage, const at::Tensor& grad_h, const int64_t* ids, int64_t rows, bool wanted) {
   const int64_t tokens = grad_h.size(0), columns = grad_h.size(1);
   if (!wanted) return empty({0, columns}, grad_h.scalar_type());
-  at::Tensor table = at::zeros({rows, columns}, at::TensorOptions().dtype(compute_type(grad_h)));
+  at::Tensor table = zeros(rows, columns, compute_type(grad_h));
   const auto kernel = embedding_kernels().scatter_add[storage];
   at::parallel_for(0, ceil_div(columns, 64), grain(64 * tokens), [&](int64_t begin, int64_t end) {
     kernel(grad_h.const_data_ptr(), ids, tokens, columns, table.data_ptr(), begin * 64, std::min(end * 64, columns));
@@ -127,11 +141,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
           need_perturbation ? grad_h : empty({0, columns}, dtype)};
 }
 
+// What `scattered` gives, by the rows in use: sums in the same order, so equal to the last bit.
+std::tuple<at::Tensor, at::Tensor> embedding_rows(const at::Tensor& grad_h, const at::Tensor& ids, int64_t rows) {
+  check_cpu_contiguous(grad_h, kOp, "grad_h");
+  TORCH_CHECK(grad_h.dim() == 2 && grad_h.size(1) > 0, kOp, ": grad_h has shape ", grad_h.sizes(),
+              ", expected (T, C) with C > 0");
+  const int64_t tokens = grad_h.size(0);
+  const int64_t* row = checked_ids(ids, tokens, rows, "ids");
+  const RowGroups groups(row, tokens);
+  at::Tensor used = empty({groups.size()}, at::kLong);
+  std::vector<int64_t> group_of(static_cast<size_t>(tokens));
+  for (int64_t g = 0; g < groups.size(); ++g) {
+    used.data_ptr<int64_t>()[g] = row[groups.order[groups.offsets[g]]];
+    for (int64_t k = groups.offsets[g]; k < groups.offsets[g + 1]; ++k) group_of[groups.order[k]] = g;
+  }
+  return {used, scattered(storage_of(grad_h, kOp), grad_h, group_of.data(), groups.size(), true)};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(smartcs, CPU, m) {
   m.impl("embedding_fwd", embedding_fwd);
   m.impl("embedding_bwd", embedding_bwd);
+  m.impl("embedding_rows", embedding_rows);
 }
 
 }  // namespace smartcs

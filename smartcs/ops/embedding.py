@@ -5,7 +5,7 @@
 
 m is the dropout factor (0 with probability p, else 1 / (1 - p)), mean and rstd as in ``add_layer_norm``. Backward:
 LayerNorm's with dy replaced by m * dy gives dh, which is the gradient of the perturbation; each table's gradient is dh
-added up over the tokens that used a row.
+added up over the tokens that used a row, in their order.
 
 Source: Devlin et al. 2018; perturbing the embeddings is SMART's (Jiang et al. 2019, arXiv 1911.03437). The mask is that
 of ``smartcs.ops.random``: row = token, column = channel.
@@ -38,6 +38,7 @@ def embedding(
     dropout_p: float = 0.0,
     seed: int = 0,
     stream: int = 0,
+    sparse: bool = False,
 ) -> Tensor:
     """BERT's embedding layer on packed tokens.
 
@@ -50,6 +51,9 @@ def embedding(
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of the result, 0 <= dropout_p < 1.
         seed, stream: Name the dropout mask, see ``smartcs.ops.random``.
+        sparse: The gradient of word becomes a sparse COO tensor of the rows in use, ascending and without repetition on
+            the fused backend, so that nothing of the table's size is written. It equals the dense one to the last bit.
+            For word tables that are leaves of the graph; not within torch.compile, where it is dense all the same.
 
     Returns:
         (T, C), dtype of word.
@@ -85,10 +89,11 @@ def embedding(
     if not eps >= 0:
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
     check_dropout("embedding", dropout_p, seed, stream)
+    sparse = sparse and not torch.compiler.is_compiling()
     implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
     tables = parameter(word), parameter(token_type), parameter(position)
     tensors = input_ids, token_type_ids, position_ids, *tables, parameter(weight), parameter(bias)
-    return implementation(*tensors, perturbation, eps, dropout_p, seed, stream)
+    return implementation(*tensors, perturbation, eps, dropout_p, seed, stream, sparse)
 
 
 def embedding_reference(
@@ -105,6 +110,7 @@ def embedding_reference(
     dropout_p: float,
     seed: int,
     stream: int,
+    sparse: bool = False,
 ) -> Tensor:
     """The formulas in plain PyTorch."""
     if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -112,7 +118,7 @@ def embedding_reference(
         _check_rows("token_type_ids", token_type_ids, token_type)
         _check_rows("position_ids", position_ids, position)
     dtype = random.compute_dtype(word)
-    h = F.embedding(input_ids, word).to(dtype)
+    h = F.embedding(input_ids, word, sparse=sparse).to(dtype)
     h = h + F.embedding(token_type_ids, token_type).to(dtype) + F.embedding(position_ids, position).to(dtype)
     if perturbation is not None:
         h = h + perturbation.to(dtype)
@@ -144,6 +150,7 @@ class _Embedding(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         stream: int,
+        sparse: bool,
     ) -> Tensor:
         ids = [i.contiguous() for i in (input_ids, token_type_ids, position_ids)]
         tensors = [t.contiguous() for t in (word, token_type, position, weight, bias)]
@@ -152,6 +159,7 @@ class _Embedding(torch.autograd.Function):
         ctx.save_for_backward(*ids, h, mean, rstd, tensors[3])
         ctx.rows = (word.shape[0], token_type.shape[0], position.shape[0])
         ctx.dropout = (dropout_p, seed, stream)
+        ctx.sparse = sparse
         return y
 
     @staticmethod
@@ -159,12 +167,18 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         *ids, h, mean, rstd, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:9]
-        needs = *wanted[:3], wanted[3] or wanted[4], wanted[5]
+        # A sparse gradient is made of dh, which is the perturbation's.
+        rows_only = ctx.sparse and wanted[0]
+        needs = wanted[0] and not rows_only, *wanted[1:3], wanted[3] or wanted[4], wanted[5] or rows_only
         grads = torch.ops.smartcs.embedding_bwd(
             grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *needs
         )
         used = [grad if need else None for grad, need in zip(grads, wanted, strict=True)]
-        return None, None, None, *used, *(None,) * 4
+        if rows_only:
+            rows, sums = torch.ops.smartcs.embedding_rows(grads[5], ids[0], ctx.rows[0])
+            size = ctx.rows[0], sums.shape[1]
+            used[0] = torch.sparse_coo_tensor(rows[None], sums, size, is_coalesced=True, check_invariants=False)
+        return None, None, None, *used, *(None,) * 5
 
 
 def register_fakes() -> None:
@@ -182,3 +196,8 @@ def register_fakes() -> None:
         tables = [h.new_empty((n if need else 0, h.shape[1])) for n, need in zip(rows, needed, strict=True)]
         norm = [h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(2)]
         return *tables, *norm, h.new_empty((h.shape[0] if need_perturbation else 0, h.shape[1]))
+
+    @torch.library.register_fake("smartcs::embedding_rows")
+    def _(grad_h, ids, rows):  # type: ignore[no-untyped-def]
+        used = torch.library.get_ctx().new_dynamic_size()
+        return ids.new_empty(used), grad_h.new_empty((used, grad_h.shape[1]))

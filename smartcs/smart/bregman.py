@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smartcs.ops.adamw import move_anchors
 from smartcs.ops.checks import check_like, check_tensor
 
 from .losses import PairLoss, Smoothness, check_option, smoothness_loss
@@ -40,7 +41,7 @@ class BregmanAnchor:
         loss = F.cross_entropy(logits, labels) + mu * anchor.divergence(logits, batch)
         ...
         optimizer.step()
-        anchor.update()
+        anchor.update()  # or, in one pass over memory: smartcs.AdamW's step(anchor=anchor)
 
     The copy costs the memory of the weights once; parameters that are tied in the model are tied in it. It requires no
     gradient, stays in evaluation mode, and follows the model to another device. The model itself is never changed.
@@ -95,6 +96,7 @@ class BregmanAnchor:
         self.inner_steps, self.detach_targets = inner_steps, detach_targets
         self._forward = _call if forward is None else forward
         self._updates = 0
+        self._match: _Match | None = None
         self._means = RunningMeans(_OWNER, _MEANS)
 
     def divergence(
@@ -137,17 +139,33 @@ class BregmanAnchor:
         Raises:
             ValueError: the model has other parameters or buffers than when it was copied, or beta is out of range.
         """
+        anchors, weight = self.next_move()
+        move_anchors([(anchor, parameter) for parameter, anchor in anchors.items()], weight)
+        self.moved()
+
+    def next_move(self) -> tuple[dict[Tensor, Tensor], float]:
+        """What `update` is about to do to the parameters, for an optimizer that does it in its own pass.
+
+        Returns:
+            {the model's parameter: the anchor's} and the share of the way that the latter move, 1 - beta. Empty and 0
+            for a step that leaves them where they are.
+
+        Raises:
+            ValueError: as `update`.
+        """
         beta = self.beta(self._updates) if callable(self.beta) else self.beta
         _check_beta(beta)
-        if (self._updates + 1) % self.inner_steps == 0:
-            self._follow()
-            anchors, weights = _matched("parameter", self.anchor.named_parameters, self.model.named_parameters)
-            copies, buffers = _matched("buffer", self.anchor.named_buffers, self.model.named_buffers)
-            if beta == 0:
-                torch._foreach_copy_(anchors, weights)
-            else:
-                torch._foreach_lerp_(anchors, weights, 1 - beta)
-            for target, source in zip(copies, buffers, strict=True):
+        if not self._moves():
+            return {}, 0.0
+        self._follow()
+        parameters, _ = self._matched()
+        return ({}, 0.0) if beta == 1 else (parameters, 1 - beta)
+
+    @torch.no_grad()
+    def moved(self) -> None:
+        """Ends a step whose `next_move` has been made: copies the buffers and counts it."""
+        if self._moves():
+            for source, target in self._matched()[1]:
                 target.copy_(source)
         self._updates += 1
 
@@ -184,6 +202,17 @@ class BregmanAnchor:
         self.anchor.load_state_dict(state["weights"])
         self._updates = int(state["updates"])
 
+    def _moves(self) -> bool:
+        return (self._updates + 1) % self.inner_steps == 0
+
+    def _matched(self) -> tuple[dict[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+        """Parameters and buffers of the model with the anchor's, by name; looked up again after a module changed."""
+        if self._match is None or not self._match.holds():
+            parameters = _pairs("parameter", self.model.named_parameters, self.anchor.named_parameters)
+            buffers = _pairs("buffer", self.model.named_buffers, self.anchor.named_buffers)
+            self._match = _Match(self.model, self.anchor, dict(parameters), buffers)
+        return self._match.parameters, self._match.buffers
+
     def _follow(self) -> None:
         """Moves the anchor to the model's device, which may have changed since it was copied."""
         here, there = next(self.anchor.parameters(), None), next(self.model.parameters(), None)
@@ -200,13 +229,35 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"{_OWNER}: beta is {beta}, expected 0 <= beta <= 1")
 
 
-def _matched(what: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors of both sides in one order; tied ones appear once on both."""
-    anchors, weights = dict(ours()), dict(theirs())
+def _pairs(what: str, theirs: Callable[[], Any], ours: Callable[[], Any]) -> list[tuple[Tensor, Tensor]]:
+    """(the model's, the anchor's) tensors; tied ones appear once on both sides."""
+    weights, anchors = dict(theirs()), dict(ours())
     if anchors.keys() != weights.keys():
         odd = sorted(anchors.keys() ^ weights.keys())
         raise ValueError(
             f"{_OWNER}: the model has {len(weights)} {what}s and its anchor {len(anchors)}, "
             f"differing in {', '.join(odd[:5])}; make a new anchor after changing the model"
         )
-    return list(anchors.values()), list(weights.values())
+    return [(weight, anchors[name]) for name, weight in weights.items()]
+
+
+class _Match:
+    """Which tensor of a model corresponds to which of its anchor's, for as long as their modules hold the same ones."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anchor: nn.Module,
+        parameters: dict[Tensor, Tensor],
+        buffers: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        self.parameters, self.buffers = parameters, buffers
+        # What a module registers, as it was. The tensors are held above and the modules here, so that no id is reused.
+        self._registered = [
+            (registered, list(map(id, registered.values())), list(registered.values()))
+            for module in (*model.modules(), *anchor.modules())
+            for registered in (module._parameters, module._buffers, module._modules)
+        ]
+
+    def holds(self) -> bool:
+        return all(ids == list(map(id, registered.values())) for registered, ids, _ in self._registered)

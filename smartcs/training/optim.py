@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from smartcs.ops import packed_weights
+from smartcs.ops.adamw import (
+    ANCHOR_DIFFERS,
+    HAS_MOMENTS,
+    AdamWSettings,
+    AdamWTensors,
+    adamw,
+    check_max_grad_norm,
+    fusable,
+)
 from smartcs.ops.backend import get_backend
+from smartcs.smart.bregman import BregmanAnchor
+
+_STILL = AdamWSettings(0.0, 0.0, 0.0, 0.0, 0.0)  # for what only has an anchor
 
 
 class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov & Hutter 2019, bias-corrected), in one pass over memory on the fused backend.
 
-    With the fused backend selected when it is made, the update runs in torch's fused kernel, else as a loop of
-    tensor operations; the state dict is torch's either way, and one loads into the other.
+    With the fused backend selected, a step on the CPU is one call of `smartcs.ops.adamw` for the whole model, which
+    also clips the gradients, moves an anchor and writes the packed weights of bf16 products. Otherwise torch's
+    functions do the same. The state dict is torch's either way, and one loads into the other.
+
+    Sparse gradients (`nn.Embedding.sparse`) give the values that dense ones give. Rows that never had one cost nothing;
+    they are found by comparing, once and again after the table, its state or its anchor has been written by somebody
+    else, as their version counters tell. Writing through ``.data`` does not count: use ``torch.no_grad()``.
 
     Args:
         params: parameters or groups of them, as for any torch optimizer.
@@ -22,6 +43,11 @@ class AdamW(torch.optim.AdamW):
         betas: decay of the two moments.
         eps: added to the root of the second moment. 1e-6 as in BERT's own optimizer, not torch's 1e-8.
         weight_decay: decoupled from the gradient; 0 as in the paper.
+        max_grad_norm: gradients are scaled down to this norm, taken over all groups; math.inf only measures it.
+
+    Attributes:
+        grad_norm: the norm before clipping at the last step, 0-dim float64; None without `max_grad_norm`. If it is not
+            finite, that step changed nothing: neither weights nor state nor the anchor.
 
     Raises:
         ValueError: a value out of range, or no parameters.
@@ -34,12 +60,166 @@ class AdamW(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
+        *,
+        max_grad_norm: float | None = None,
     ) -> None:
+        check_max_grad_norm("AdamW", max_grad_norm)
         self._fused = get_backend() == "fused"
+        self._prepare(max_grad_norm)
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=self._fused or None)
+        self._step_supports_amp_scaling = False  # a GradScaler unscales the gradients itself
+
+    def _prepare(self, max_grad_norm: float | None) -> None:
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm: Tensor | None = None
+        self._rows: dict[Tensor, _TableRows] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "_fused": self._fused}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "max_grad_norm" in state:  # a copy being made, not a state dict being loaded
+            self._prepare(state["max_grad_norm"])
+        super().__setstate__(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but the implementation stays the one chosen here, not the one the state was saved by."""
+        """As torch's, but the implementation stays the one chosen here, not the one the state was saved by.
+
+        Raises:
+            ValueError: the state is of a variant that this optimizer is not.
+        """
+        for group in state_dict["param_groups"]:
+            for variant in ("amsgrad", "maximize", "differentiable"):
+                if group.get(variant):
+                    raise ValueError(f"AdamW: the state was saved with {variant}=True, expected False")
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            group["fused"] = self._fused or None
+            group["fused"], group["capturable"], group["foreach"] = self._fused or None, False, None
+
+    def step(self, closure: Callable[[], Any] | None = None, *, anchor: BregmanAnchor | None = None) -> Any:
+        """One step on the present gradients.
+
+        Args:
+            closure: Computes the loss and its gradients anew.
+            anchor: Moves in the same pass, instead of by its own `update`.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: the anchor does not fit its model, see `BregmanAnchor.update`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step(anchor)
+        return loss
+
+    def _step(self, anchor: BregmanAnchor | None) -> None:
+        anchors, weight = ({}, 0.0) if anchor is None else anchor.next_move()
+        tensors = self._tensors(anchors)
+        fused = fusable(tensors)
+        tensors = [self._with_copies(entry, fused) for entry in tensors]
+        self.grad_norm = adamw(tensors, max_grad_norm=self.max_grad_norm, anchor_weight=weight)
+        if self.grad_norm is not None and not torch.isfinite(self.grad_norm):
+            return
+        for entry in tensors:
+            if entry.packed is not None:
+                packed_weights.written(entry.parameter)
+            if entry.anchor_packed is not None and entry.anchor is not None:
+                packed_weights.written(entry.anchor)
+            if entry.row_flags is not None:
+                self._rows[entry.parameter].seen(entry)
+        if anchor is not None:
+            anchor.moved()
+
+    def _tensors(self, anchors: dict[Tensor, Tensor]) -> list[AdamWTensors]:
+        """What takes part in a step: parameters with a gradient and parameters with an anchor."""
+        tensors, rest = [], dict(anchors)
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            settings = AdamWSettings(float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"])
+            for parameter in group["params"]:
+                grad, anchor = parameter.grad, rest.pop(parameter, None)
+                if grad is not None:
+                    state = self._state(parameter)
+                    moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                    tensors.append(AdamWTensors(parameter, grad, *moments, settings, anchor))
+                elif anchor is not None:
+                    tensors.append(AdamWTensors(parameter, None, None, None, None, _STILL, anchor))
+        tensors += [AdamWTensors(p, None, None, None, None, _STILL, anchor) for p, anchor in rest.items()]
+        return tensors
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            where = parameter.device if self._fused else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=where)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    def _with_copies(self, entry: AdamWTensors, fused: bool) -> AdamWTensors:
+        """The entry with what depends on its values: row flags, or packed forms."""
+        parameter = entry.parameter
+        if entry.grad is not None and entry.grad.is_sparse:
+            return entry._replace(row_flags=self._rows.setdefault(parameter, _TableRows(parameter)).flags(entry))
+        if parameter in self._rows:
+            if entry.grad is None:
+                return entry._replace(row_flags=self._rows[parameter].flags(entry))
+            del self._rows[parameter]  # every row has a gradient now
+        if not fused or parameter.dim() != 2 or parameter.dtype != torch.float32:
+            return entry
+        own = packed_weights.buffers(parameter) if entry.grad is not None else None
+        if own is not None:
+            entry = entry._replace(packed=own[0], packed_t=own[1])
+        followers = None if entry.anchor is None else packed_weights.buffers(entry.anchor)
+        if followers is not None and followers[1] is None:
+            entry = entry._replace(anchor_packed=followers[0])
+        return entry
+
+
+class _Seen:
+    """A tensor as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._state = weakref.ref(tensor), (tensor._version, tensor.data_ptr())
+
+    def still(self, tensor: Tensor) -> bool:
+        return self._tensor() is tensor and self._state == (tensor._version, tensor.data_ptr())
+
+
+class _TableRows:
+    """The row flags of one table, see `AdamWTensors`, kept for as long as nobody else writes."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._flags = torch.zeros(len(table), dtype=torch.uint8)
+        self._table: _Seen | None = None
+        self._moments: tuple[_Seen, _Seen] | None = None
+        self._anchor: _Seen | None = None
+
+    def flags(self, entry: AdamWTensors) -> Tensor:
+        """The flags before a step, made anew where something has changed since the last."""
+        table, anchor = entry.parameter, entry.anchor
+        if self._table is None or not self._table.still(table):
+            self._anchor = None
+        if entry.exp_avg is not None and entry.exp_avg_sq is not None:
+            moments = entry.exp_avg, entry.exp_avg_sq
+            if self._moments is None or not all(s.still(t) for s, t in zip(self._moments, moments, strict=True)):
+                self._set(HAS_MOMENTS, moments[0].any(1) | moments[1].any(1))
+        if anchor is not None and (self._anchor is None or not self._anchor.still(anchor)):
+            self._set(ANCHOR_DIFFERS, (anchor != table).any(1))
+        return self._flags
+
+    def _set(self, bit: int, rows: Tensor) -> None:
+        self._flags = (self._flags & ~bit & 3) | rows.to(torch.uint8) * bit
+
+    def seen(self, entry: AdamWTensors) -> None:
+        """Remembers the tensors as they are after a step."""
+        self._table = _Seen(entry.parameter)
+        if entry.exp_avg is not None and entry.exp_avg_sq is not None:
+            self._moments = _Seen(entry.exp_avg), _Seen(entry.exp_avg_sq)
+        if entry.anchor is not None:
+            self._anchor = _Seen(entry.anchor)

@@ -77,3 +77,68 @@ def test_state_dict_is_torchs(saved_by, loaded_by):
     steps(optimizer, first, begin=4)
     steps(resumed, second, begin=4)
     assert_close(first, second)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("inner_steps", [1, 2])
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_anchor_and_sparse_rows_equal_torch(backend, inner_steps, weight_decay):
+    """Against torch's AdamW and the anchor's own update, with a table written and an anchor made in between."""
+    torch.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Embedding(50, 6, sparse=True), torch.nn.Linear(6, 3))
+    theirs = copy.deepcopy(ours)
+    theirs[0].sparse = False
+    with smartcs.backend(backend):
+        optimizer = smartcs.AdamW(ours.parameters(), lr=1e-2, weight_decay=weight_decay)
+        expected = torch.optim.AdamW(theirs.parameters(), lr=1e-2, eps=1e-6, weight_decay=weight_decay)
+        anchors = [smartcs.BregmanAnchor(m, 0.7, inner_steps=inner_steps) for m in (ours, theirs)]
+        for step in range(9):
+            ids = torch.randint(50, (8,), generator=torch.Generator().manual_seed(step))
+            if step == 4:
+                with torch.no_grad():
+                    for model in (ours, theirs):
+                        model[0].weight[ids[0] - 1] += 1
+            if step == 6:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                anchors[0].anchor.load_state_dict(anchors[1].anchor.state_dict())
+            for model in (ours, theirs):
+                model.zero_grad()
+                for _ in range(2):
+                    model(ids).square().sum().backward()
+            assert ours[0].weight.grad.is_sparse
+            optimizer.step(anchor=anchors[0])
+            expected.step()
+            anchors[1].update()
+            assert_close(ours.parameters(), theirs.parameters())
+            assert_close(anchors[0].anchor.parameters(), anchors[1].anchor.parameters())
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_a_norm_that_is_not_finite_stops_the_step(backend):
+    model = torch.nn.Linear(3, 3)
+    with smartcs.backend(backend):
+        anchor = smartcs.BregmanAnchor(model, 0.5)
+        optimizer = smartcs.AdamW(model.parameters(), lr=1.0, max_grad_norm=1.0)
+        model(torch.full((1, 3), torch.inf)).sum().backward()
+        before = copy.deepcopy(model.state_dict())
+        optimizer.step(anchor=anchor)
+    assert not optimizer.grad_norm.isfinite() and anchor.state_dict()["updates"] == 0
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with pytest.raises(ValueError, match="AdamW: max_grad_norm is -1, expected a positive number or None"):
+        smartcs.AdamW(model.parameters(), lr=1.0, max_grad_norm=-1)
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_torch_loads_ours(backend):
+    first = parameters()
+    with smartcs.backend(backend):
+        optimizer = smartcs.AdamW(first, lr=1e-2)
+        steps(optimizer, first)
+        second = [torch.nn.Parameter(parameter.detach().clone()) for parameter in first]
+        resumed = torch.optim.AdamW(second, lr=1.0)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        steps(optimizer, first, begin=4)
+    steps(resumed, second, begin=4)
+    assert_close(first, second)
+    for x, y in zip(optimizer.state.values(), resumed.state.values(), strict=True):
+        assert x["step"] == y["step"] and x["step"].dtype == y["step"].dtype
