@@ -19,6 +19,7 @@ from .model.bert import BertConfig, BertModel, BertOutput  # noqa: E402
 from .model.multitask import HeadConfig, MultitaskBert  # noqa: E402
 from .model.similarity import cosine_similarity  # noqa: E402
 from .ops.backend import backend, get_backend, set_backend  # noqa: E402
+from .ops.precision import get_precision, precision, set_precision  # noqa: E402
 from .ops.random import DropoutKey  # noqa: E402
 from .smart import BregmanAnchor, SharedDropout, SmartRegularizer  # noqa: E402
 from .training.optim import AdamW  # noqa: E402
@@ -39,6 +40,9 @@ __all__ = [
     "backend",
     "cosine_similarity",
     "get_backend",
+    "get_precision",
     "ops",
+    "precision",
     "set_backend",
+    "set_precision",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from smartcs.ops.backend import set_backend
+from smartcs.ops.precision import Precision, arithmetic, precision
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.evaluation import evaluate
 from smartcs.training.metrics import majority_figures
@@ -39,6 +41,9 @@ class EvaluateConfig:
     """Make malformed rows and sequences that are too long an error."""
     fused: bool = True
     """Run the compiled C++ ops, or with --no-fused their PyTorch reference."""
+    precision: Precision = "fp32"
+    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32; without fast bf16 products in this
+    CPU it runs in fp32."""
 
 
 def main() -> int:
@@ -46,6 +51,9 @@ def main() -> int:
     if config.batch_size < 1:
         raise UsageError(f"--batch-size is {config.batch_size}, expected at least 1")
     set_backend("fused" if config.fused else "reference")
+    chosen = arithmetic(config.precision)
+    if chosen.reason:
+        print(chosen.notice, file=sys.stderr)
     run = SavedRun.load(config.run)
     data = run.data(config.data, strict=config.strict_data)
     split = getattr(data, config.split)
@@ -56,14 +64,16 @@ def main() -> int:
             "python -m smartcs.predict writes predictions without them"
         )
     encoded = run.encode(data, config.split, strict=config.strict_data)
-    result = evaluate(run.model, encoded, config.batch_size)
+    with precision(chosen.precision):
+        result = evaluate(run.model, encoded, config.batch_size)
     majority = majority_figures(data.train, split)
     if config.json:
         left_out = {
             "skipped": {task: len(examples.skipped) for task, examples in split.items()},
             "truncated": {task: len(examples.truncated) for task, examples in encoded.items()},
         }
-        print(json.dumps({"split": config.split, **result.as_dict(), **left_out, "majority": majority}, indent=2))
+        facts = {"split": config.split, "precision": chosen.precision}
+        print(json.dumps({**facts, **result.as_dict(), **left_out, "majority": majority}, indent=2))
     else:
         Console().print(figures_table(config.split, result, majority))
     return 0

@@ -20,6 +20,7 @@ from smartcs._extension import build_facts, extension_status
 from smartcs._version import __version__
 from smartcs.kernels import unavailable_reason
 from smartcs.ops.backend import backend_report
+from smartcs.ops.precision import bf16_products
 from smartcs.training.commandline import run_command
 
 _DESCRIPTION = """\
@@ -55,6 +56,7 @@ def collect() -> dict[str, Any]:
             "cpu": ["baseline", *(name for name, needed in CPU_FLAGS.items() if needed <= cpu_flags)],
             "active": str(torch.ops.smartcs.instruction_set()) if available else None,
         },
+        "bf16_products": bf16_products(),
         "triton": {"usable": unavailable_reason() is None, "reason": unavailable_reason()},
         "environment": {name: value for name, value in sorted(os.environ.items()) if _matters(name)},
         "ops": [{"op": op, "backend": backend, "reason": why} for op, backend, why in backend_report()],
@@ -88,6 +90,7 @@ def render(info: dict[str, Any]) -> str:
             f"compiled {', '.join(sets['compiled']) or 'none'}; this CPU {', '.join(sets['cpu'])}; "
             f"active {sets['active'] or 'none'}",
         ),
+        ("bf16 products", info["bf16_products"]),
         ("Triton", "usable" if info["triton"]["usable"] else f"no ({info['triton']['reason']})"),
     ]
     rows += list(info["environment"].items())

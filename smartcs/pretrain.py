@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from smartcs.data.masking import MaskStrategy
 from smartcs.model.mlm import HeadStart
+from smartcs.ops.precision import Precision
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.config import Pooling, TrainConfig, flat
 from smartcs.training.memory import keep_freed_memory
@@ -78,6 +79,9 @@ class _Flags:
     """Pairs per STS batch."""
     eval_batch_size: int = 64
     """Examples per batch when evaluating; changes speed only."""
+    precision: Precision = "fp32"
+    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32, which all the rest stays.
+    Without fast bf16 products in this CPU it runs in fp32."""
     pooling: Pooling = "auto"
     """What the checkpoint says shall stand for a sentence; "auto": what it said before."""
     max_length: int = 512

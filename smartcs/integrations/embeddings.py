@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from smartcs.smart.exact import exact_products, rounding
 
 
 class EmbeddingCalls:
@@ -21,13 +22,13 @@ class EmbeddingCalls:
     Attributes:
         output: of the last call, detached; None before the first call.
         ids: what the last call looked up; None before the first call, or where its first argument is no tensor.
-        autocast: whether autocast was on in it.
+        rounded: whether autocast or TF32 was on in it, see `smartcs.smart.exact.rounding`.
     """
 
     def __init__(self) -> None:
         self.output: Tensor | None = None
         self.ids: Tensor | None = None
-        self.autocast = False
+        self.rounded = False
 
     def record(self, arguments: tuple[object, ...], output: object) -> None:
         """Notes one call's arguments and output.
@@ -44,7 +45,7 @@ class EmbeddingCalls:
             )
         self.output = output.detach()
         self.ids = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-        self.autocast = torch.is_autocast_enabled(output.device.type)
+        self.rounded = rounding(output.device.type) > 0
 
 
 @contextmanager
@@ -101,15 +102,14 @@ def plain(*modules: nn.Module) -> Iterator[None]:
     the original takes its place meanwhile.
     """
     with ExitStack() as stack:
-        for device_type in {parameter.device.type for module in modules for parameter in module.parameters()}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+        devices = {parameter.device.type for module in modules for parameter in module.parameters()}
+        stack.enter_context(exact_products(*devices))
         for module in modules:
             values = module.__dict__
             if "forward" in values and "_original_forward" in values:
                 stack.enter_context(_replaced(values, "forward", values["_original_forward"]))
             if values.get("_compiled_call_impl") is not None:
                 stack.enter_context(_replaced(values, "_compiled_call_impl", None))
-        stack.enter_context(_ieee_matmul())
         yield
 
 
@@ -130,18 +130,3 @@ def _replaced(values: dict[str, object], name: str, value: object) -> Iterator[N
         yield
     finally:
         values[name] = before
-
-
-@contextmanager
-def _ieee_matmul() -> Iterator[None]:
-    """TF32, and bf16 in place of float32, keep 10 and 7 bits of a float32 factor. Both are off by default."""
-    backends: Any = torch.backends
-    flags = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-    lowered = [(flag, flag.fp32_precision) for flag in flags if flag.fp32_precision not in ("none", "ieee")]
-    for flag, _ in lowered:
-        flag.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for flag, precision in lowered:
-            flag.fp32_precision = precision

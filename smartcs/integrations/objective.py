@@ -75,7 +75,7 @@ class CleanPass(NamedTuple):
     Attributes:
         calls: What its word embeddings returned.
         masks: Its dropout.
-        exact: Whether it ran as the perturbed passes will, but for autocast: not compiled.
+        exact: Whether it ran as the perturbed passes will, but for its precision: not compiled.
     """
 
     calls: EmbeddingCalls
@@ -193,7 +193,7 @@ class SmartObjective:
 
         repeat: Callable[..., Tensor] = clean.masks.replay(predict) if self.arguments.share_dropout else predict
         with plain(model, *([] if self._anchor is None else [self._anchor.anchor])):
-            if calls.autocast or not clean.exact:
+            if calls.rounded or not clean.exact:
                 with watched(self._embedding) as calls:
                     logits = repeat()
             if smart_weight != 0:

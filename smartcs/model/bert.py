@@ -111,6 +111,7 @@ class BertEmbeddings(nn.Module):
             self.norm.bias,
             eps=self.config.layer_norm_eps,
             perturbation=perturbation,
+            sparse=self.word.sparse,
             **_dropout(self.config.hidden_dropout_prob, key, site=0),
         )  # (T, C)
 
@@ -118,7 +119,9 @@ class BertEmbeddings(nn.Module):
 class BertLayer(nn.Module):
     """Self-attention and a feed-forward network, each followed by dropout, a residual sum and LayerNorm.
 
-    The linear modules hold parameters; their biases are added by the fused op that follows the product.
+    The linear modules hold parameters; the biases of the two output maps are added by the op that follows the product.
+    What only products and attention read (q, k, v, their context, the feed-forward's inside) is stored in `low`:
+    bfloat16 in bf16 mode (`smartcs.precision`), else the dtype of the weights, which the residual stream x always has.
     """
 
     def __init__(self, config: BertConfig, index: int) -> None:
@@ -136,8 +139,9 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, batch: PackedBatch, key: DropoutKey | None) -> Tensor:
         config, site = self.config, self.first_site
         heads = config.num_attention_heads
+        low = ops.activation_dtype(self.qkv.weight)
 
-        qkv = ops.linear(x, self.qkv.weight, self.qkv.bias)  # (T, 3 C)
+        qkv = ops.linear(x, self.qkv.weight, self.qkv.bias, out_dtype=low)  # (T, 3 C)
         context = ops.attention(
             qkv.view(-1, 3, heads, config.hidden_size // heads),  # (T, 3, H, D)
             batch.cu_seqlens,
@@ -155,7 +159,9 @@ class BertLayer(nn.Module):
             **_dropout(config.hidden_dropout_prob, key, site + 1),
         )
 
-        inner = ops.bias_gelu(ops.linear(x, self.intermediate.weight), self.intermediate.bias)  # (T, intermediate)
+        inner = ops.linear(
+            x, self.intermediate.weight, self.intermediate.bias, activation="gelu", out_dtype=low
+        )  # (T, intermediate)
         return ops.add_layer_norm(
             ops.linear(inner, self.output.weight),
             residual=x,

@@ -7,7 +7,7 @@ share their first linear layer. Source: the SMARTCS paper, section 4 and figure 
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ from smartcs.data.encode import encode
 from smartcs.data.examples import TASKS, Examples, Text
 from smartcs.data.packing import PackedBatch
 from smartcs.data.pairs import concatenate, sentences_of_pairs
+from smartcs.data.prefetch import Prefetcher
 from smartcs.model.bert import BertModel, PerturbAt
 from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
 from smartcs.model.sources import resolve
@@ -37,6 +38,9 @@ HEADS_CONFIG = "smartcs.json"
 HEADS_WEIGHTS = "heads.safetensors"
 _FORMAT = 1  # of smartcs.json
 _FIRST_SITE = 2**15  # dropout sites of the heads; the encoder counts from 0
+_CHUNK = 1024  # texts tokenized at a time, in the background while the ones before them are encoded
+# Word pieces encoded at a time. With fewer, products are slower; with more, a layer's activations leave the cache.
+_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -156,25 +160,29 @@ class MultitaskBert(nn.Module):
         return alone if self.head_config.cosine == "direct" else concatenate(batch, alone)
 
     @torch.inference_mode()
-    def sentiment(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
-        """(N, 5) probabilities of the classes 0 (very negative) to 4 (very positive)."""
-        return self._predict("sst", sentences, batch_size).softmax(dim=-1)
+    def sentiment(self, sentences: Sequence[str], batch_tokens: int = _TOKENS) -> Tensor:
+        """(N, 5) probabilities of the classes 0 (very negative) to 4 (very positive).
+
+        Here and in the three methods below, `batch_tokens` is about how many word pieces are encoded at a time; it
+        changes speed and memory only.
+        """
+        return self._predict("sst", sentences, batch_tokens).softmax(dim=-1)
 
     @torch.inference_mode()
-    def paraphrase(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
+    def paraphrase(self, pairs: Sequence[tuple[str, str]], batch_tokens: int = _TOKENS) -> Tensor:
         """(N,) probabilities that the two sentences of a pair mean the same."""
-        return self._predict("qqp", pairs, batch_size).sigmoid()
+        return self._predict("qqp", pairs, batch_tokens).sigmoid()
 
     @torch.inference_mode()
-    def similarity(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
+    def similarity(self, pairs: Sequence[tuple[str, str]], batch_tokens: int = _TOKENS) -> Tensor:
         """(N,) similarity scores, about 0 (unrelated) to 5 (equivalent)."""
-        return self._predict("sts", pairs, batch_size)
+        return self._predict("sts", pairs, batch_tokens)
 
     @torch.inference_mode()
-    def embed(self, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
+    def embed(self, sentences: Sequence[str], batch_tokens: int = _TOKENS) -> Tensor:
         """(N, C) sentence embeddings: the encoder's pooled output of each sentence alone, not normalised."""
         with self._without_dropout():
-            rows = [self.bert(batch).pooled for batch in self._batches("sst", sentences, batch_size)]
+            rows = [self.bert(batch).pooled for batch in self._batches("sst", sentences, batch_tokens)]
         return torch.cat([*rows, self._no_rows(self.bert.config.hidden_size)])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -244,9 +252,9 @@ class MultitaskBert(nn.Module):
             return x
         return dropout(x, self.head_config.dropout, seed=key.seed, stream=key.stream(_FIRST_SITE + site))
 
-    def _predict(self, task: str, texts: Sequence[Text], batch_size: int) -> Tensor:
+    def _predict(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Tensor:
         with self._without_dropout():
-            rows = [self(task, batch) for batch in self._batches(task, texts, batch_size)]
+            rows = [self(task, batch) for batch in self._batches(task, texts, batch_tokens)]
         return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
 
     @contextmanager
@@ -260,18 +268,26 @@ class MultitaskBert(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
-    def _batches(self, task: str, texts: Sequence[Text], batch_size: int) -> Iterator[PackedBatch]:
-        if self.tokenizer is None:
+    def _batches(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Iterator[PackedBatch]:
+        """The texts in order, batches of about equal numbers of tokens, made in a background thread."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
             raise ValueError("MultitaskBert: tokenizer is None, expected one to read text with")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"MultitaskBert: batch_size is {batch_size!r}, expected an integer of at least 1")
+        if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise ValueError(f"MultitaskBert: batch_tokens is {batch_tokens!r}, expected an integer of at least 1")
         checked = _check_texts(task, texts)
-        ids = tuple(str(i) for i in range(len(checked)))
-        examples = Examples(TASKS[task], ids, checked, labels=None, source="texts")
-        encoded = encode(self.tokenizer, examples, self.bert.config.max_position_embeddings)
+
+        def packed() -> Iterator[PackedBatch]:
+            for begin in range(0, len(checked), _CHUNK):
+                chunk = checked[begin : begin + _CHUNK]
+                ids = tuple(str(begin + i) for i in range(len(chunk)))
+                examples = Examples(TASKS[task], ids, chunk, labels=None, source="texts")
+                yield from encode(tokenizer, examples, self.bert.config.max_position_embeddings).batches(batch_tokens)
+
         device = next(self.parameters()).device
-        for begin in range(0, len(encoded), batch_size):
-            yield encoded.batch(range(begin, min(begin + batch_size, len(encoded))))[0].to(device)
+        with closing(Prefetcher(packed())) as batches:
+            for batch in batches:
+                yield batch.to(device)
 
     def _no_rows(self, *shape: int) -> Tensor:
         parameter = next(self.parameters())

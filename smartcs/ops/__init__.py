@@ -4,6 +4,7 @@ These functions are the only door to an implementation; ``smartcs.ops.backend`` 
 """
 
 from .._extension import extension_status
+from . import adamw as _adamw
 from . import add_layer_norm as _add_layer_norm
 from . import attention as _attention
 from . import bias_gelu as _bias_gelu
@@ -11,6 +12,7 @@ from . import embedding as _embedding
 from . import linear as _linear
 from . import perturb as _perturb
 from . import symmetric_kl as _symmetric_kl
+from .adamw import AdamWSettings, AdamWTensors, adamw
 from .add_layer_norm import add_layer_norm
 from .attention import attention
 from .autograd import input_gradients_only
@@ -18,9 +20,14 @@ from .bias_gelu import bias_gelu
 from .embedding import embedding
 from .linear import linear
 from .perturb import perturb, perturb_noise
+from .precision import activation_dtype
 from .symmetric_kl import symmetric_kl
 
 __all__ = [
+    "AdamWSettings",
+    "AdamWTensors",
+    "activation_dtype",
+    "adamw",
     "add_layer_norm",
     "attention",
     "bias_gelu",
@@ -33,5 +40,5 @@ __all__ = [
 ]
 
 if extension_status()[0]:
-    for _module in (_add_layer_norm, _attention, _bias_gelu, _embedding, _linear, _perturb, _symmetric_kl):
+    for _module in (_adamw, _add_layer_norm, _attention, _bias_gelu, _embedding, _linear, _perturb, _symmetric_kl):
         _module.register_fakes()

@@ -18,7 +18,7 @@ from .._extension import extension_status
 Backend = Literal["fused", "reference"]
 
 # Ops with a C++ kernel for CPU tensors, and the dtypes these take.
-CPU_OPS = ("attention", "add_layer_norm", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl")
+CPU_OPS = ("adamw", "attention", "add_layer_norm", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 _warned: set[str] = set()

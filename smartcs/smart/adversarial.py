@@ -12,6 +12,11 @@ What is kept in memory: the activations of the clean pass and of the last pertur
 passes are freed before the next one begins, and hold only what v's gradient needs: no parameter gradient is computed in
 the inner loop, nor anything saved for one (``leaves``, ``smartcs.ops.input_gradients_only``).
 
+Low precision: noise of 1e-5 does not survive a rounding to bfloat16. Under autocast, and in smartcs' own bf16 mode, the
+inner loop therefore runs in float32, against an f(x) of its own, one forward pass more (``exact``). The last perturbed
+pass has a v of norm 1, which does survive, and runs as the clean pass did; where v is as small as the noise
+(update="projected" with the paper's radius, or steps=0), it runs in float32, too, again with an f(x) of its own.
+
 Where published implementations (mt-dnn, smart-pytorch) differ, and why not so here:
 
 * The inner loss is a sum over the examples, since each x_i has its own maximum: with a mean, as in smart-pytorch with
@@ -32,6 +37,7 @@ Source: Jiang et al. 2019 (SMART, arXiv 1911.03437), section 3.1 and algorithm 1
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,6 +47,8 @@ from smartcs import ops
 from smartcs.ops.checks import check_device, check_float, check_like, check_tensor
 from smartcs.ops.perturb import Norm, Update
 
+from .exact import check_resolution, exact_products, rounding
+from .gate import Gate, known_to_fail
 from .layout import Layout, Level
 from .leaves import frozen_leaves
 from .losses import PairLoss, Smoothness, check_option, smoothness_loss
@@ -79,7 +87,8 @@ class SmartRegularizer:
         loss = F.cross_entropy(logits, labels) + 2.0 * reg(f, x, logits)
 
     f must be the same function as in the clean pass: share its dropout masks (a ``DropoutKey``, or ``SharedDropout``
-    for torch's own dropout), else R_s measures their difference, and run both passes in the same precision.
+    for torch's own dropout), else R_s measures their difference. Autocast, if any, goes around the clean pass and this
+    call, not into f, where it could not be switched off.
 
     Args:
         step_size: alpha, the length of an ascent step; bounds v as `radius` does with update="projected".
@@ -174,8 +183,8 @@ class SmartRegularizer:
             only where its own derivatives at v are not finite.)
 
         Raises:
-            ValueError: a shape or device does not match, f does not depend on its argument, or the precision is too
-                low for noise this small.
+            ValueError: a shape or device does not match, f does not depend on its argument, or the embeddings or f's
+                result have a precision too low for noise this small.
             TypeError: an argument or f's result is not a floating-point tensor, or dtypes differ.
         """
         layout = Layout.of("embeddings", embeddings, self.level, cu_seqlens, attention_mask)
@@ -226,7 +235,8 @@ class SmartRegularizer:
     ) -> Tensor:
         check_float(_OWNER, "clean_output", clean)
         check_device(_OWNER, "clean_output", clean, layout.like, "the embeddings")
-        self._check_precision(layout.like, drawn=noise is None)
+        smallest = self._smallest(drawn=noise is None)
+        check_resolution(_OWNER, layout.like, "the embeddings round", *smallest)
         if noise is None:
             v = layout.noise(self.noise_std, self.seed, self._means.steps if stream is None else stream)
         else:
@@ -234,32 +244,50 @@ class SmartRegularizer:
             check_like(_OWNER, "noise", noise, layout.shape, like, "the embeddings")
             v = layout.rows(noise)
 
-        v, alignment, size, finite = self._ascend(forward, layout, clean, v)
-        if _known_to_fail(finite):
+        device = layout.like.device.type
+        spacing = rounding(device)  # of the products that the clean pass made
+        with exact_products(device) if spacing else nullcontext():
+            target = clean.detach()
+            if spacing and self.steps:
+                with torch.no_grad():
+                    target = forward(layout.zeros())
+            check_float(_OWNER, "the result of forward", target)
+            if not spacing or self.steps:
+                check_resolution(_OWNER, target, "the result of forward rounds", *smallest)
+            v, alignment, size, finite = self._ascend(forward, layout, clean, target, v)
+        if known_to_fail(finite):
             return self._finish(None, alignment, size, finite)
-        v = torch.where(finite, v, torch.zeros_like(v))
-        output, gate = forward(v.reshape(layout.shape)), _Gate()
-        target = clean.detach() if self.detach_clean else clean
-        value = self._loss(self.loss, "mean", gate.passing(output), gate.passing(target))
+        v = torch.where(finite, v, torch.zeros_like(v)).reshape(layout.shape)
+        too_small = self._last_size() < spacing
+        with exact_products(device) if too_small else nullcontext():
+            if too_small:
+                clean = forward(layout.zeros())
+            if self.detach_clean:
+                clean = clean.detach()
+            output, gate = forward(v), Gate()
+        value = self._loss(self.loss, "mean", gate.passing(output), gate.passing(clean))
         finite = gate.finite = finite & torch.isfinite(value.detach())
-        if _known_to_fail(finite):
+        if known_to_fail(finite):
             return self._finish(None, alignment, size, finite)
         return self._finish(value, alignment, size, finite)
 
     def _ascend(
-        self, forward: Forward, layout: Layout, clean: Tensor, v: Tensor
+        self, forward: Forward, layout: Layout, clean: Tensor, target: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """T steps from v (N, C). Returns the last v, its alignment and norm, and whether all was finite."""
+        """T steps from v (N, C), away from `target`; `clean` has the graph of f.
+
+        Returns the last v, its alignment and norm, and whether all was finite.
+        """
         finite = torch.ones((), dtype=torch.bool, device=v.device)
         if self.steps == 0:
             # The rule of a vanished gradient: v stays, and its norm comes with it.
             v, statistics = self._perturb(v, torch.zeros_like(v), layout, "paper")
         with torch.enable_grad(), ops.input_gradients_only(), frozen_leaves(clean):
             for _ in range(self.steps):
-                g, loss = self._inner_gradient(forward, v.reshape(layout.shape), clean.detach())
+                g, loss = self._inner_gradient(forward, v.reshape(layout.shape), target)
                 v, statistics = self._perturb(v, layout.rows(g), layout, self.update)
                 finite = finite & torch.isfinite(loss) & (statistics[:, 2] > 0).all()
-                if _known_to_fail(finite):
+                if known_to_fail(finite):
                     break
         return v, layout.mean(statistics[:, 0]), layout.mean(statistics[:, 1]), finite
 
@@ -308,42 +336,15 @@ class SmartRegularizer:
         self._means.add((alignment, size, value), finite)
         return value
 
-    def _check_precision(self, like: Tensor, drawn: bool) -> None:
-        """Refuses a precision in which x + v is x: the inner gradient would be rounding noise, and R_s random."""
-        smallest, name = min(
+    def _last_size(self) -> float:
+        """The size of v after the ascent."""
+        if self.steps == 0:
+            return self.noise_std
+        return self.radius if self.update == "projected" else 1.0
+
+    def _smallest(self, drawn: bool) -> tuple[float, str]:
+        """The smallest size that v is known to have on the way, and the setting that says so."""
+        return min(
             (self.noise_std if drawn else math.inf, "noise_std"),
             (self.radius if self.update == "projected" else math.inf, "radius"),
         )
-        device = like.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        for dtype, cause in ((like.dtype, "the embeddings"), (autocast, "autocast")):
-            if dtype in (torch.float16, torch.bfloat16) and smallest < torch.finfo(dtype).eps:
-                least = torch.finfo(dtype).eps
-                raise ValueError(
-                    f"{_OWNER}: {name} is {smallest:g}, expected at least {least:g} because {cause} rounds to {dtype}: "
-                    "less vanishes in x + v, and the direction would be random. Or run the clean pass and this one in "
-                    "float32 (torch.autocast(..., enabled=False))"
-                )
-
-
-def _known_to_fail(finite: Tensor) -> bool:
-    """Whether the step is known to be lost. An accelerator is not asked, the host would have to wait for the answer:
-    there the step goes on without a perturbation, and its loss is replaced by 0.
-    """
-    return finite.device.type == "cpu" and not finite
-
-
-class _Gate:
-    """Lets gradients pass if `finite`, a 0-dim bool set before the backward pass, and turns them to 0 if not.
-
-    The derivatives of a loss at infinite outputs are NaN, also when multiplied by 0.
-    """
-
-    finite: Tensor
-
-    def passing(self, value: Tensor) -> Tensor:
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-        value = value.view_as(value)
-        value.register_hook(lambda grad: torch.where(self.finite, grad, torch.zeros_like(grad)))
-        return value

@@ -93,6 +93,10 @@ class Layout:
         packed_row = (self.tokens[:, 0].cumsum(0) - 1).clamp(min=0)
         return self.only_tokens(drawn[packed_row])
 
+    def zeros(self) -> Tensor:
+        """No perturbation, in the embeddings' shape."""
+        return self.like.new_zeros(self.shape)
+
     def rows(self, values: Tensor) -> Tensor:
         """(N, C) from the embeddings' shape, 0 on padding."""
         return self.only_tokens(values.detach().reshape(self.like.shape))

@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 from smartcs.model.bert import PerturbAt
 from smartcs.model.multitask import Cosine
 from smartcs.ops.perturb import Norm, Update
+from smartcs.ops.precision import Precision
 from smartcs.smart.layout import Level
 from smartcs.smart.schedule import Decay
 from smartcs.training.checks import Fields, task_names
@@ -27,7 +28,6 @@ _SHORTEST = 5  # [CLS] a [SEP] b [SEP], the least that `encode` cuts to
 Pooling = Literal["auto", "pooler", "cls", "mean"]
 SstHead = Literal["relu_hidden", "relu_logits"]
 Sampler = Literal["round_robin", "annealed_deterministic", "annealed"]
-Precision = Literal["fp32"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ class TrainConfig:
     """Optimizer steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 0.0
+    """Scale gradients down to this norm, taken over all weights, where it is larger; 0 leaves them as they are."""
     batch_sst: int = 6
     """Sentences per SST batch."""
     batch_qqp: int = 40
@@ -168,7 +170,8 @@ class TrainConfig:
     eval_batch_size: int = 64
     """Examples per batch when evaluating; changes speed only."""
     precision: Precision = "fp32"
-    """Of weights and arithmetic."""
+    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32, which all the rest stays: weights,
+    sums, optimizer, and SMART's search for a perturbation. Without fast bf16 products in this CPU it runs in fp32."""
     pooling: Pooling = "auto"
     """What stands for a sentence; "auto" follows the checkpoint."""
     sst_head: SstHead = "relu_hidden"
@@ -210,7 +213,7 @@ class TrainConfig:
         check.tasks("tasks", none=False)
         check.text("output", what="a folder", optional=True)
         check.number("learning_rate", above=True)
-        check.number("weight_decay")
+        check.number("weight_decay", "max_grad_norm")
         check.number("head_dropout", below=1)
         if self.encoder_dropout is not None:
             check.number("encoder_dropout", below=1)

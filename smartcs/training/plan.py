@@ -7,6 +7,7 @@ from pathlib import Path
 
 from smartcs.data.examples import TASKS
 from smartcs.data.sampling import RoundRobinSampler
+from smartcs.ops.precision import Arithmetic
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.recipes import recipe_values
 
@@ -32,14 +33,14 @@ SMALL_MODEL_NOTICE = (
 )
 
 
-def describe_plan(config: TrainConfig, sampler: RoundRobinSampler, folder: Path) -> str:
+def describe_plan(config: TrainConfig, arithmetic: Arithmetic, sampler: RoundRobinSampler, folder: Path) -> str:
     """The settings and lengths of the coming training, in two or three lines."""
     batches = ", ".join(f"{name} {size}" for name, size in config.batch_sizes.items())
     solo = f" after {_count(sampler.solo_steps, 'batch')} of the largest set" if sampler.solo_steps else ""
     return (
         f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
         f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}{solo}, batches {batches}, "
-        f"learning rate {config.learning_rate:g}, seed {config.seed}, {config.precision}\n"
+        f"learning rate {config.learning_rate:g}, seed {config.seed}, {arithmetic}\n"
         f"{_other_than_the_recipes(config)}output: {folder}"
     )
 

@@ -14,6 +14,7 @@ from smartcs import info
 from smartcs.data.encode import EncodedTask
 from smartcs.data.examples import DataFolder
 from smartcs.ops.backend import backend
+from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.interrupt import StopRequest, stop_on_signals
 from smartcs.training.plan import SMALL_MODEL_NOTICE
@@ -28,7 +29,7 @@ from smartcs.training.steps import NonFiniteLossError
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (
     *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts"),
-    *("eval_batch_size", "pooling", "max_length", "strict_data", "report"),
+    *("eval_batch_size", "precision", "pooling", "max_length", "strict_data", "report"),
 )
 
 
@@ -37,7 +38,8 @@ def pretrain_run(config: TrainConfig, console: Console | None = None) -> RunResu
 
     The folder holds what `smartcs.BertModel.from_pretrained`, `transformers` and ``smartcs.train --model`` read,
     metrics.json and losses.csv. The checkpoint is written after every epoch; Ctrl-C or SIGTERM ends the run after the
-    current step with the weights of that step. The process's backend and random state are as before afterwards.
+    current step with the weights of that step. The process's backend, precision and random state are as before
+    afterwards.
 
     Args:
         config: of its other settings those in `SETTINGS` count. Dropout is the checkpoint's, where
@@ -51,7 +53,9 @@ def pretrain_run(config: TrainConfig, console: Console | None = None) -> RunResu
             folder.
     """
     with backend("fused" if config.fused else "reference"):
-        return _PretrainRun(config, Console() if console is None else console).execute()
+        chosen = arithmetic(config.precision)
+        with precision(chosen.precision):
+            return _PretrainRun(config, Console() if console is None else console, chosen).execute()
 
 
 @dataclass
@@ -60,11 +64,14 @@ class _PretrainRun:
 
     config: TrainConfig
     console: Console
+    arithmetic: Arithmetic
     begin: float = field(default_factory=perf_counter)
 
     def execute(self) -> RunResult:
         config = self.config
         self.folder = choose_folder(config.output, config.overwrite, "runs/pretrain")
+        if self.arithmetic.reason:
+            self._say(self.arithmetic.notice)
         self.data = load_data(config.data, strict=config.strict_data)
         self._say(self.data.describe())
         self.model = build_model(config)
@@ -86,7 +93,8 @@ class _PretrainRun:
         self.environment = info.collect()
         refuse_own_model(self.folder, model_name(config.model))
         clear_folder(self.folder)
-        self._say(f"{self.trainer.describe()}, {'fused' if config.fused else 'reference'} ops, seed {config.seed}")
+        ops = "fused" if config.fused else "reference"
+        self._say(f"{self.trainer.describe()}, {ops} ops, seed {config.seed}, {self.arithmetic}")
         self._say(f"output: {self.folder}")
         with stop_on_signals() as stop:
             metrics = self._pretrain(stop)
@@ -127,6 +135,8 @@ class _PretrainRun:
             **metrics,
             "finished": finished,
             "seconds_total": perf_counter() - self.begin,
+            "precision": self.arithmetic.precision,
+            "products": self.arithmetic.products,
             "data": {
                 "source": self.data.source,
                 "examples": {

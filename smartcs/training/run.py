@@ -18,6 +18,7 @@ from smartcs.data.encode import EncodedTask, data_digest
 from smartcs.data.examples import DataFolder
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
+from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.analysis import analyse
 from smartcs.training.config import TrainConfig
@@ -65,7 +66,8 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
     """Trains as `config` says and writes the run's folder.
 
     Ctrl-C or SIGTERM ends the run after the current step with usable weights: the best so far, else the current
-    ones. The process's selected backend and random state are as before afterwards.
+    ones. The process's selected backend, precision and random state are as before
+    afterwards.
 
     Args:
         config: from `TrainConfig.from_dict`, which applies recipes, or built value by value.
@@ -77,7 +79,9 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
     with backend("fused" if config.fused else "reference"):
-        return _Run(config, Console() if console is None else console).execute()
+        chosen = arithmetic(config.precision)
+        with precision(chosen.precision):
+            return _Run(config, Console() if console is None else console, chosen).execute()
 
 
 @dataclass
@@ -86,6 +90,7 @@ class _Run:
 
     config: TrainConfig
     console: Console
+    arithmetic: Arithmetic
     begin: float = field(default_factory=perf_counter)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Evaluation | None = None
@@ -99,6 +104,8 @@ class _Run:
         if config.tensorboard:
             check_available()
         self.folder = choose_folder(config.output, config.overwrite)
+        if self.arithmetic.reason:
+            self._say(self.arithmetic.notice)
         self.data = load_data(config.data, strict=config.strict_data, tasks=config.trained_tasks)
         self._say(self.data.describe())
         self.model = build_model(config)
@@ -116,7 +123,7 @@ class _Run:
         with stop_on_signals() as stop:
             try:
                 self._pretrain(stop)
-                self._say(describe_plan(config, self.trainer.sampler, self.folder))
+                self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder))
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
@@ -286,6 +293,8 @@ class _Run:
             "tokens": trainer.tokens,
             "seconds_by_part": trainer.seconds,
             "seconds_total": perf_counter() - self.begin,
+            "precision": self.arithmetic.precision,
+            "products": self.arithmetic.products,
             "data": {
                 "source": self.data.source,
                 "sha256": data_digest(self.encoded),

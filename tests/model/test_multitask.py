@@ -1,6 +1,8 @@
 """MultitaskBert: the heads of METHOD's section 1, text in, saving and loading."""
 
+import gc
 import json
+import threading
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ PAIRS = [("a fine film", "a good film"), ("the soup was cold", "the train was la
 
 
 def batch_of(m: MultitaskBert, task: str, texts):
-    return next(m._batches(task, texts, batch_size=64))
+    return next(m._batches(task, texts, batch_tokens=2048))
 
 
 def test_heads_compute_what_the_method_says():
@@ -79,8 +81,31 @@ def test_predictions_do_not_depend_on_the_batch_size_or_the_mode():
     m = model()
     expected = m.sentiment(SENTENCES)
     m.train()
-    torch.testing.assert_close(m.sentiment(SENTENCES, batch_size=1), expected)
+    torch.testing.assert_close(m.sentiment(SENTENCES, batch_tokens=1), expected)
     assert m.training
+
+
+def test_many_texts_are_read_in_chunks_and_come_back_in_order(monkeypatch):
+    """Through chunks that end in the middle, texts of very different lengths and none too long: as one by one."""
+    m, sizes = model(), []
+    monkeypatch.setattr("smartcs.model.multitask._CHUNK", 7)
+    texts = [" ".join(["a fine film"] * (1 + number % 9)) for number in range(40)]
+    texts[11] = "rain " * 200  # cut to the model's 64 positions
+    forward = m.bert.forward
+    monkeypatch.setattr(m.bert, "forward", lambda batch, *a, **k: sizes.append(batch.num_tokens) or forward(batch))
+    together = m.embed(texts, batch_tokens=40)
+    assert len(sizes) > 6 and max(sizes) <= 40 + 64
+    torch.testing.assert_close(together, torch.cat([m.embed([text]) for text in texts]))
+    assert [thread.name for thread in threading.enumerate() if "prefetch" in thread.name] == []
+
+
+def test_an_error_while_encoding_leaves_no_thread(monkeypatch):
+    m = model()
+    monkeypatch.setattr(m.bert, "forward", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        m.embed(["a fine film"] * 5000)
+    gc.collect()
+    assert [thread.name for thread in threading.enumerate() if "prefetch" in thread.name] == []
 
 
 def test_no_texts_give_no_rows():
@@ -182,9 +207,9 @@ def test_texts_of_another_kind_are_named(call, texts, message):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True])
-def test_batch_size_is_checked(size):
-    with pytest.raises(ValueError, match=f"batch_size is {size}, expected an integer of at least 1"):
-        model().similarity([], batch_size=size)
+def test_batch_tokens_are_checked(size):
+    with pytest.raises(ValueError, match=f"batch_tokens is {size}, expected an integer of at least 1"):
+        model().similarity([], batch_tokens=size)
 
 
 def test_pairs_may_be_lists():

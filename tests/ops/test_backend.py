@@ -104,7 +104,7 @@ def test_unknown_name(select):
     assert get_backend() == before
 
 
-OPS = ["add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl"]
+OPS = ["adamw", "add_layer_norm", "attention", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl"]
 
 
 def test_report(fused):

@@ -92,15 +92,6 @@ def test_low_precision_is_refused_where_the_noise_would_vanish() -> None:
     assert SmartRegularizer()(network, x, network(x), noise=0.1 * torch.ones_like(x)).isfinite()
 
 
-def test_autocast_is_refused_likewise() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = NETWORK(X)
-        with pytest.raises(ValueError, match="because autocast rounds to torch.bfloat16"):
-            SmartRegularizer()(NETWORK, X, output)
-        with torch.autocast("cpu", enabled=False):
-            assert SmartRegularizer()(NETWORK, X, NETWORK(X)).isfinite()
-
-
 @pytest.mark.parametrize("state", [{}, {"steps": 1}, {"colour": 1.0}])
 def test_states(state) -> None:
     with pytest.raises(ValueError, match="SmartRegularizer: the state has the keys .*expected adversarial_alignment"):

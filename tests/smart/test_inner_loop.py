@@ -223,7 +223,7 @@ class _Waits(TorchFunctionMode):
 @pytest.mark.parametrize("update", ["mtdnn", "projected", "paper"])
 def test_nothing_waits_for_the_device(update: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps an accelerator takes, on its implementation, the reference."""
-    monkeypatch.setattr(adversarial, "_known_to_fail", lambda finite: False)
+    monkeypatch.setattr(adversarial, "known_to_fail", lambda finite: False)
     model = nn.Sequential(nn.Linear(CHANNELS, 16), nn.Tanh(), nn.Linear(16, 3))
     x = torch.randn(4, 6, CHANNELS) if padded else torch.randn(24, CHANNELS)
     mask = torch.ones(4, 6).tril() if padded else None

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
+from smartcs.ops.precision import arithmetic
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import BregmanConfig, SmartConfig, TrainConfig
 from smartcs.training.objective import Objective
@@ -161,8 +162,12 @@ def _nan_gradient(self, forward, v, target):
 
 def test_settings_made_in_vain_are_said_and_the_samples_own_are_not(config):
     settings = config(**{"smart.weight": 5.0})
-    plan = describe_plan(settings, make_sampler(settings, {"sst": 48, "qqp": 60, "sts": 40}), Path("run"))
+    plan = describe_plan(
+        settings, arithmetic("fp32"), make_sampler(settings, {"sst": 48, "qqp": 60, "sts": 40}), Path("run")
+    )
     assert "set, but without effect in this run: smart.weight 5.0 (smart.tasks is none)\n" in plan
     sample = TrainConfig.from_dict({"model": "small", "pretrain.cycles": None})
-    plan = describe_plan(sample, make_sampler(sample, {"sst": 48, "qqp": 60, "sts": 40}), Path("run"))
+    plan = describe_plan(
+        sample, arithmetic("fp32"), make_sampler(sample, {"sst": 48, "qqp": 60, "sts": 40}), Path("run")
+    )
     assert "without effect" not in plan and "pretrain" not in plan

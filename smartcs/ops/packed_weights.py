@@ -1,0 +1,110 @@
+"""Weights rounded to bfloat16 in the order the fused products read them, made once per change of the weight.
+
+A weight W (N outputs, K inputs) has two packed forms: "forward" for y = x W^T and "transposed" for dx = dy W. The
+layouts are in csrc/cpu/bf16_layout.h. Both are made when they are first needed and again after the weight has changed,
+which its version counter or address tells: every in-place operation counts, and so does loading a checkpoint. Writing
+through ``weight.data`` does not (autograd would not notice either): use ``torch.no_grad()`` instead. Nor do torch's
+fused optimizers, for which a hook counts.
+
+smartcs' AdamW writes the packed forms in the pass that updates the weight, see `buffers` and `written`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_State = tuple[int, int]
+
+
+class PackedWeight:
+    """The packed forms of one weight. The weight comes with every call: this does not keep it alive."""
+
+    def __init__(self) -> None:
+        # By `transposed`: the form, and the weight's state that it was made from.
+        self._forms: dict[bool, tuple[Tensor, _State]] = {}
+        self.just_written = False
+
+    def get(self, weight: Tensor, *, transposed: bool) -> Tensor:
+        """A form with the present values of ``weight``, which may also be a detached alias of it."""
+        state, form = _state(weight), self._forms.get(transposed)
+        if form is None or form[1] != state:
+            # An ordinary tensor also where evaluation packs first: training goes on with it.
+            with torch.inference_mode(False), torch.no_grad():
+                form = (torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), state)
+            self._forms[transposed] = form
+        return form[0]
+
+    def present(self) -> dict[bool, Tensor]:
+        """The forms that have been made, whether or not their values are the weight's."""
+        return {transposed: form for transposed, (form, _) in self._forms.items()}
+
+    def renew(self, weight: Tensor) -> None:
+        """All forms that have been made hold the present values of ``weight``."""
+        self._forms = {transposed: (form, _state(weight)) for transposed, (form, _) in self._forms.items()}
+        self.just_written = True
+
+
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def entry(weight: Tensor) -> PackedWeight:
+    """The packed forms of ``weight``: kept for as long as it lives if it is a parameter, else for this use alone."""
+    if not isinstance(weight, nn.Parameter) or weight.is_inference():
+        return PackedWeight()
+    found = _packed.get(weight)
+    if found is None:
+        found = _packed[weight] = PackedWeight()
+    return found
+
+
+def of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both packed forms, forward and transposed.
+
+    Args:
+        weight: (N, K), float32, on the CPU.
+
+    Returns:
+        Two 1-D bfloat16 tensors. They are the cache's: later calls may return the same ones with other values.
+    """
+    packed = entry(weight)
+    return packed.get(weight, transposed=False), packed.get(weight, transposed=True)
+
+
+def buffers(weight: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """The forms that exist, whatever their values are, for an optimizer to write into.
+
+    Returns:
+        Forward and, if there has been a backward pass, transposed; None for a weight that no product has packed.
+    """
+    found = _packed.get(weight)
+    forms = {} if found is None else found.present()
+    return (forms[False], forms.get(True)) if False in forms else None
+
+
+def written(weight: Tensor) -> None:
+    """Tells that the tensors of `buffers` hold the present values of ``weight``; call it after the version counts."""
+    found = _packed.get(weight)
+    if found is not None:
+        found.renew(weight)
+
+
+def _count_fused_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """After any optimizer's step: torch's fused ones change weights without counting it."""
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group.get("fused") else ():
+            found = _packed.get(weight)
+            if found is not None and not found.just_written:
+                torch.autograd.graph.increment_version(weight)
+            if found is not None:
+                found.just_written = False
+
+
+register_optimizer_step_post_hook(_count_fused_steps)
+
+
+def _state(weight: Tensor) -> _State:
+    # Tensors made in inference mode count no versions; they have an entry for one use only.
+    return (0 if weight.is_inference() else weight._version, weight.data_ptr())
