@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -74,6 +74,18 @@ class EncodedTask:
         tokens += np.repeat(starts - ends + lengths, lengths)
         packed = PackedBatch.from_flat(self.input_ids[tokens], self.token_type_ids[tokens], lengths)
         return packed, None if self.labels is None else torch.from_numpy(self.labels[rows])
+
+    def batches(self, tokens: int) -> Iterator[PackedBatch]:
+        """All examples in their order, in batches of about `tokens` word pieces, as even as they can be cut.
+
+        Args:
+            tokens: at least 1; an example of more is a batch, or the greater part of one.
+        """
+        total = len(self.input_ids)
+        count = -(-total // tokens)
+        cuts = np.unique(np.searchsorted(self.offsets, np.linspace(0, total, count + 1)))
+        for begin, end in zip(cuts.tolist(), cuts[1:].tolist(), strict=False):
+            yield self.batch(np.arange(begin, end))[0]
 
     def describe(self) -> str:
         """For people: how many examples and word pieces, and which examples were truncated."""

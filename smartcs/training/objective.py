@@ -91,14 +91,15 @@ class Objective:
             )
         return terms
 
-    def after_step(self, task: str) -> None:
-        """To be called after every optimizer step, with its task: moves the anchor.
+    def anchor_of(self, task: str) -> BregmanAnchor | None:
+        """The anchor that the optimizer step on a batch of `task` is to move, if any.
 
         With momentum the anchor follows every step. With several inner steps, those of the tasks that have the term
         count: were it every step, the anchor could be moved just before each of them and the term be nothing.
         """
         if self.anchor is not None and (self.anchor.inner_steps == 1 or task in self.config.bregman_tasks):
-            self.anchor.update()
+            return self.anchor
+        return None
 
     def metrics(self) -> dict[str, Any]:
         """`smart`: per task steps, fallbacks and means; `bregman`: steps and mean divergence; None where not used."""

@@ -103,12 +103,12 @@ class Pretrainer(StepLoop[MaskedBatch]):
     def _begin(self) -> None:
         self.model.train(self.settings.dropout)  # dropout is all that the two modes differ in
 
-    def _load(self, task: str, rows: np.ndarray) -> tuple[MaskedBatch, int]:
-        masked = self.masker(self.data[task].batch(rows)[0], self.step)
-        self.hidden += len(masked.targets)
+    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[MaskedBatch, int]:
+        masked = self.masker(self.data[task].batch(rows)[0], step)
         return masked, masked.batch.num_tokens
 
     def _loss(self, task: str, batch: MaskedBatch) -> Loss:
+        self.hidden += len(batch.targets)
         loss = self.model.loss(batch, DropoutKey(self.seed, _FIRST_KEY + self.step))
         return Loss(loss, loss)
 

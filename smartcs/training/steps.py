@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
@@ -13,7 +15,10 @@ import torch
 from torch import Tensor
 
 from smartcs.data.encode import EncodedTask
+from smartcs.data.prefetch import Prefetcher
 from smartcs.data.sampling import RoundRobinSampler
+from smartcs.smart import BregmanAnchor
+from smartcs.training.optim import AdamW
 
 PARTS = ("data", "forward", "backward", "optimizer")
 _SHOWN = 5  # examples that an error names before the rest is only counted
@@ -68,6 +73,9 @@ class Step(NamedTuple):
 class StepLoop(ABC, Generic[Batch]):
     """Takes optimizer steps on the batches that a sampler hands out.
 
+    The next batches are prepared in the background while a step runs. The sampler's state nevertheless counts those
+    whose step has begun and no other: a copy of it draws ahead.
+
     Args:
         data: the tasks of a cycle.
         sampler: of the same tasks.
@@ -85,7 +93,7 @@ class StepLoop(ABC, Generic[Batch]):
         self,
         data: Mapping[str, EncodedTask],
         sampler: RoundRobinSampler,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         learning_rate: float,
     ) -> None:
         self.data, self.sampler, self.optimizer, self.learning_rate = data, sampler, optimizer, learning_rate
@@ -102,43 +110,52 @@ class StepLoop(ABC, Generic[Batch]):
         epoch, first = self.sampler.epoch + 1, self.step
         self._begin()
         batches = self.sampler.batches()
-        while True:
-            begin = perf_counter()
-            drawn = next(batches, None)
-            if drawn is None:
-                return
-            task, rows = drawn
-            batch, tokens = self._load(task, rows)
-            times = [begin, perf_counter()]
+        with closing(Prefetcher(self._prepare(copy.deepcopy(self.sampler), self.step))) as prepared:
+            while True:
+                begin = perf_counter()
+                drawn = next(batches, None)
+                if drawn is None:
+                    return
+                task, rows = drawn
+                batch, tokens = next(prepared)
+                times = [begin, perf_counter()]
 
-            terms = self._loss(task, batch)
-            total, value, *others = (None if term is None else term.item() for term in terms)
-            assert total is not None and value is not None
-            if not math.isfinite(total):
-                raise NonFiniteLossError(self._describe_failure(task, value, total, epoch, rows))
-            times.append(perf_counter())
+                terms = self._loss(task, batch)
+                total, value, *others = _numbers(terms)
+                assert total is not None and value is not None
+                if not math.isfinite(total):
+                    raise NonFiniteLossError(self._describe_failure(task, value, total, epoch, rows))
+                times.append(perf_counter())
 
-            terms.total.backward()
-            del terms
-            times.append(perf_counter())
+                terms.total.backward()
+                del terms
+                times.append(perf_counter())
 
-            self._update(task)
-            times.append(perf_counter())
+                self._update(task)
+                times.append(perf_counter())
 
-            for part, start, end in zip(PARTS, times, times[1:], strict=False):
-                self.seconds[part] += end - start
-            cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
-            self.step += 1
-            self.tokens += tokens
-            yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
+                for part, start, end in zip(PARTS, times, times[1:], strict=False):
+                    self.seconds[part] += end - start
+                cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
+                self.step += 1
+                self.tokens += tokens
+                yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
+
+    def _prepare(self, sampler: RoundRobinSampler, step: int) -> Iterator[tuple[Batch, int]]:
+        """The batches of an epoch, the first for the step number `step`; iterated in a background thread."""
+        for number, (task, rows) in enumerate(sampler.batches(), start=step):
+            yield self._load(task, rows, number)
 
     @abstractmethod
     def _begin(self) -> None:
         """Sets the mode of the model."""
 
     @abstractmethod
-    def _load(self, task: str, rows: np.ndarray) -> tuple[Batch, int]:
-        """The batch of these examples, and its number of word pieces."""
+    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[Batch, int]:
+        """The batch of these examples for step number `step`, from 0, and its number of word pieces.
+
+        Called in a background thread and ahead of its time: it changes nothing and runs no parallel tensor operation.
+        """
 
     @abstractmethod
     def _loss(self, task: str, batch: Batch) -> Loss:
@@ -146,10 +163,14 @@ class StepLoop(ABC, Generic[Batch]):
 
     def _update(self, task: str) -> None:
         """One optimizer step, on the gradients of a batch of `task`."""
-        self.optimizer.step()
+        self.optimizer.step(anchor=self._anchor(task))
         # To None, not to zero: AdamW then leaves the heads of the other tasks alone, and no gradient takes room
         # beside the next step's activations.
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _anchor(self, task: str) -> BregmanAnchor | None:
+        """The anchor that moves with the step on a batch of `task`, if any."""
+        return None
 
     def _describe_failure(self, task: str, value: float, total: float, epoch: int, rows: np.ndarray) -> str:
         ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
@@ -160,3 +181,10 @@ class StepLoop(ABC, Generic[Batch]):
             f"{self._where}the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
             f"the learning rate is {self.learning_rate:g}, a lower one may help"
         )
+
+
+def _numbers(terms: Loss) -> list[float | None]:
+    """The terms as Python numbers, by one read from their device."""
+    there = [term.detach() for term in terms if term is not None]
+    numbers = iter(torch.stack(there).tolist())
+    return [None if term is None else next(numbers) for term in terms]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from torch import Tensor
@@ -11,10 +12,12 @@ from smartcs.data.encode import EncodedTask
 from smartcs.data.packing import PackedBatch
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.model.multitask import MultitaskBert
+from smartcs.ops.backend import get_backend
+from smartcs.smart import BregmanAnchor
 from smartcs.training.config import TrainConfig
 from smartcs.training.objective import Objective
 from smartcs.training.optim import AdamW
-from smartcs.training.steps import Loss, StepLoop
+from smartcs.training.steps import Loss, Step, StepLoop
 
 
 class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
@@ -30,16 +33,27 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
     """
 
     def __init__(self, config: TrainConfig, model: MultitaskBert, data: Mapping[str, EncodedTask]) -> None:
-        optimizer = AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm or None,
+        )
         sampler = make_sampler(config, {name: len(task) for name, task in data.items()})
         super().__init__(data, sampler, optimizer, config.learning_rate)
         self.config, self.model = config, model
         self.objective = Objective(config, model, config.epochs * sampler.steps_per_epoch)
 
+    def epoch(self) -> Iterator[Step]:
+        """As in `StepLoop`. With the fused ops on a CPU the gradient of the word embeddings is sparse meanwhile."""
+        on_cpu = self.model.bert.embeddings.word.weight.device.type == "cpu"
+        with _sparse_gradient(self.model, on_cpu and get_backend() == "fused"):
+            yield from super().epoch()
+
     def _begin(self) -> None:
         self.model.train()
 
-    def _load(self, task: str, rows: np.ndarray) -> tuple[tuple[PackedBatch, Tensor], int]:
+    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[tuple[PackedBatch, Tensor], int]:
         batch, labels = self.data[task].batch(rows)
         assert labels is not None
         return (batch, labels), batch.num_tokens
@@ -52,7 +66,20 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.learning_rate
         super()._update(task)
-        self.objective.after_step(task)
+
+    def _anchor(self, task: str) -> BregmanAnchor | None:
+        return self.objective.anchor_of(task)
+
+
+@contextmanager
+def _sparse_gradient(model: MultitaskBert, wanted: bool) -> Iterator[None]:
+    """Within the block, the word table's gradient holds the rows in use and nothing of the table's size is touched."""
+    word = model.bert.embeddings.word
+    before, word.sparse = word.sparse, wanted
+    try:
+        yield
+    finally:
+        word.sparse = before
 
 
 def make_sampler(config: TrainConfig, sizes: Mapping[str, int]) -> RoundRobinSampler:

@@ -55,6 +55,25 @@ def test_batch_equals_lists_in_any_order(tokenizer: Tokenizer) -> None:
     assert labels.tolist() == examples.labels[rows].tolist()
 
 
+@pytest.mark.parametrize("tokens", [1, 30, 500, 10**6])
+def test_batches_by_tokens(tokenizer: Tokenizer, tokens: int) -> None:
+    """Every example once and in order; none without tokens, and as even as one example allows."""
+    encoded = encode(tokenizer, sample_folder().dev["sst"])
+    batches = list(encoded.batches(tokens))
+    assert torch.equal(torch.cat([batch.input_ids for batch in batches]), torch.from_numpy(encoded.input_ids).long())
+    assert torch.equal(torch.cat([batch.lengths for batch in batches]), torch.from_numpy(encoded.lengths).int())
+    sizes, longest = [batch.num_tokens for batch in batches], int(encoded.lengths.max())
+    if tokens == 1:
+        assert sizes == encoded.lengths.tolist()
+    elif tokens > longest:
+        assert len(sizes) == -(-len(encoded.input_ids) // tokens)
+        assert max(sizes) - min(sizes) < 2 * longest and max(sizes) < tokens + longest
+
+
+def test_nothing_makes_no_batches(tokenizer: Tokenizer) -> None:
+    assert list(encode(tokenizer, _examples("sst", [])).batches(100)) == []
+
+
 def test_empty_batch_and_bad_index(tokenizer: Tokenizer) -> None:
     encoded = encode(tokenizer, _examples("sst", ["good", "bad"]))
     batch, labels = encoded.batch([])

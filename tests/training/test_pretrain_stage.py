@@ -27,14 +27,14 @@ def spoil(monkeypatch):
     """Runs a function before step number `at` of the pretraining stage."""
 
     def install(at, action):
-        original = Pretrainer._load
+        original = Pretrainer._loss
 
-        def load(self, task, rows):
+        def loss(self, task, batch):
             if self.step == at:
                 action(self)
-            return original(self, task, rows)
+            return original(self, task, batch)
 
-        monkeypatch.setattr(Pretrainer, "_load", load)
+        monkeypatch.setattr(Pretrainer, "_loss", loss)
 
     return install
 
@@ -107,14 +107,18 @@ def test_the_two_stages_draw_other_masks_and_another_order(config, monkeypatch):
 
     monkeypatch.setattr(smartcs.BertModel, "forward", forward)
     for kind, name in ((Pretrainer, "pretraining"), (Trainer, "fine-tuning")):
-        original = kind._load
+        load, begin = kind._load, kind._begin
 
-        def load(self, task, indices, original=original, name=name):
-            stage[0] = name
+        def loading(self, task, indices, step, load=load, name=name):
             rows[name].append((task, tuple(np.sort(indices))))
-            return original(self, task, indices)
+            return load(self, task, indices, step)
 
-        monkeypatch.setattr(kind, "_load", load)
+        def beginning(self, begin=begin, name=name):
+            stage[0] = name
+            begin(self)
+
+        monkeypatch.setattr(kind, "_load", loading)
+        monkeypatch.setattr(kind, "_begin", beginning)
     values = {**STAGE, "pretrain.epochs": 1, "pretrain.cycles": 2, "pretrain.dropout": True, "encoder_dropout": 0.1}
     train(config(**values), Console(quiet=True))
     assert len(keys["pretraining"]) == 6 and not set(keys["pretraining"]) & set(keys["fine-tuning"])

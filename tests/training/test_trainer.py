@@ -139,3 +139,19 @@ def test_heads_of_other_tasks_stay(config):
     assert torch.equal(head, after)
     next(steps)
     assert not torch.equal(head, after)
+
+
+def test_sparse_word_gradients_train_as_dense_ones_and_only_while_training(config, monkeypatch):
+    def run(sparse: bool) -> tuple[np.ndarray, torch.Tensor]:
+        one = trainer(config(recipe="smart-bregman", cycles=3, fused=True))
+        word, seen = one.model.bert.embeddings.word, []
+        if not sparse:
+            monkeypatch.setattr("smartcs.training.trainer.get_backend", lambda: "reference")
+        word.weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.is_sparse))
+        found = losses(one)
+        assert seen and set(seen) == {sparse} and not word.sparse
+        return found, word.weight.detach().clone()
+
+    sparse, dense = run(True), run(False)
+    np.testing.assert_array_equal(sparse[0], dense[0])
+    assert torch.equal(sparse[1], dense[1])

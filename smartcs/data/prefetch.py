@@ -1,0 +1,81 @@
+"""Making the next items of an iterator in a background thread while the present one is used."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Prefetcher(Iterator[Item], Generic[Item]):
+    """The items of an iterable in its own order, each made in a background thread before it is asked for.
+
+    An error of the iterable is raised where its item would have come, after all items before it. The thread ends with
+    the iterable, when `close` is called, when the prefetcher is dropped, and when the process ends. It takes nothing
+    from the threads that compute as long as making an item starts none itself (numpy's indexing does not).
+
+    Args:
+        items: what is iterated in the thread, and nowhere else from now on.
+        ahead: items that may be ready or in the making, at least 1; this bounds their memory.
+
+    Raises:
+        ValueError: `ahead` is out of range.
+    """
+
+    def __init__(self, items: Iterable[Item], ahead: int = 2) -> None:
+        if ahead < 1:
+            raise ValueError(f"Prefetcher: ahead is {ahead}, expected at least 1")
+        self._ready: SimpleQueue[tuple[Item] | BaseException] = SimpleQueue()
+        # A semaphore, in C: the threading module's costs more than making a small batch.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(ahead):
+            self._room.put(None)
+        stop = threading.Event()
+        # Not a method: a thread that held the prefetcher would keep it from ever being dropped. A daemon: the process
+        # waits for other threads before it gives finalizers their turn.
+        thread = threading.Thread(
+            target=_make, args=(items, self._ready, self._room, stop), name="smartcs-prefetch", daemon=True
+        )
+        thread.start()
+        self._finalizer = weakref.finalize(self, _end, thread, self._room, stop)
+
+    def __next__(self) -> Item:
+        if not self._finalizer.alive:
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, tuple):
+            self._room.put(None)
+            return item[0]
+        self.close()
+        raise item
+
+    def close(self) -> None:
+        """Stops the thread and waits for it; there are no more items then. May be called again."""
+        self._finalizer()
+
+
+def _make(
+    items: Iterable[Item],
+    ready: SimpleQueue[tuple[Item] | BaseException],
+    room: SimpleQueue[None],
+    stop: threading.Event,
+) -> None:
+    try:
+        iterator = iter(items)
+        while True:
+            room.get()
+            if stop.is_set():
+                return
+            ready.put((next(iterator),))
+    except BaseException as error:  # StopIteration among them
+        ready.put(error)
+
+
+def _end(thread: threading.Thread, room: SimpleQueue[None], stop: threading.Event) -> None:
+    stop.set()
+    room.put(None)
+    thread.join()
