@@ -23,7 +23,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench install install-check clean
+.PHONY: demo test check format bench measure install install-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -37,11 +37,29 @@ test: $(STAMPS)/test
 bench: $(STAMPS)/test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
+# Half an hour or so, on a machine that does nothing else; DATA=DIR takes the course's files for real sentences.
+DATA ?= sample
+CORES ?= 2
+measure: $(STAMPS)/test
+	$(BIN)/python benchmarks/roof.py --threads $(CORES)
+	for shape in minilm base; do \
+	  $(BIN)/python benchmarks/cycle.py --shape $$shape --threads $(CORES) --rounds $$([ $$shape = base ] && echo 5 || echo 15) \
+	    --data $(DATA) && \
+	  $(BIN)/python benchmarks/cycle.py --shape $$shape --threads $(CORES) --data $(DATA) --memory && \
+	  $(BIN)/python benchmarks/profile_cycle.py --shape $$shape --threads $(CORES) --data $(DATA) || exit 1; done
+	$(BIN)/python benchmarks/recipes.py --threads $(CORES) --data $(DATA)
+	$(BIN)/python benchmarks/recipes.py --threads $(CORES) --data $(DATA) --shape base --rounds 5 \
+	  --recipes baseline smart-bregman
+	$(BIN)/python benchmarks/ratio.py --threads $(CORES)
+	$(BIN)/python benchmarks/scaling.py --data $(DATA)
+	$(BIN)/python benchmarks/tables.py
+
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/tables.py --check
 	@awk -v max=$(MAX_LINES) 'FNR == max + 1 { print FILENAME ": more than " max " lines"; bad = 1 } \
 		END { exit bad }' $(MEASURED)
 

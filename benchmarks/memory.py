@@ -17,8 +17,8 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from cycle import encoder  # noqa: E402
 from live_activations import ActivationMeter  # noqa: E402
+from setting import encoder  # noqa: E402
 
 import smartcs  # noqa: E402
 from smartcs.training.config import TrainConfig  # noqa: E402
@@ -41,9 +41,8 @@ def measure(recipe: str, shape: str, tokens: int) -> None:
         loss = objective("sst", batch, labels, number).total
         loss.backward()
         del loss
-        optimizer.step()
+        optimizer.step(anchor=objective.anchor_of("sst"))
         optimizer.zero_grad(set_to_none=True)
-        objective.after_step()
 
     for number in range(3):
         step(number)

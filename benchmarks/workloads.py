@@ -1,26 +1,21 @@
-"""What the op benchmarks time: each op on the shapes of fine-tuning, fused, on the reference, and as torch has it.
+"""Every op at the sizes of fine-tuning, as workloads: what `bench_ops.py` and `ratio.py` time.
 
-A workload is verified against the error budget before anything is timed. "forward" is evaluation: no gradient, no
-dropout. "training" is forward and backward with dropout 0.1 where the op has dropout.
+Sizes (T tokens, C hidden channels): SST's six sentences and QQP's forty pairs on MiniLM's shape, QQP's on BERT-base's.
+Attention, the one op that sees sentences, also at 1,024 tokens in sentences of 16, 128 and 512.
 """
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
-from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from optimizer_workload import OptimizerWorkload
 from torch import Tensor
+from workload import MODES, PRECISIONS, Problem, Step, Values, Workload, integers, normal, offsets
 
-# Outside pytest, whose configuration names this folder.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
-from op_harness import Problem, Values, check_budget, check_results, integers, normal, offsets  # noqa: E402
-
-from smartcs.ops import (  # noqa: E402
+from smartcs.ops import (
     add_layer_norm,
     attention,
     bias_gelu,
@@ -30,105 +25,28 @@ from smartcs.ops import (  # noqa: E402
     perturb_noise,
     symmetric_kl,
 )
-from smartcs.ops.backend import backend  # noqa: E402
 
-TOKENS = (150, 300, 1220)  # packed tokens of 8 SST sentences, of 8 pairs, and of 32 pairs
-WIDTHS = (384, 768)
+SIZES = ((150, 384), (1220, 384), (1220, 768))
+SENTENCES = (16, 128, 512)
 ROWS = (8, 64)  # predictions SMART compares at once
-MODES = ("forward", "training")
-CANDIDATES = ("fused", "reference", "torch")
-FLOAT = 4
-
-Step = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """One op at one shape.
+class Timed(Protocol):
+    """What a workload offers to be timed."""
 
-    Args:
-        problem: Tensors and the op itself, without dropout; "grad_y" among them if there is a backward pass.
-        dropout: The op's dropout settings in training.
-        builtin: The same with torch's functions, from the same tensors (or those of ``arrange``) and dropout_p.
-        forward_bytes, backward_bytes: Float32 traffic no implementation can avoid: each operand read or written once.
-        arrange: Brings tensors into the layout torch wants; not timed.
-        restore: Brings torch's result and gradients back.
-        smaller: Makes a workload to verify instead, where verifying this one takes too long.
-    """
-
-    problem: Problem
-    builtin: Callable[..., Tensor]
-    forward_bytes: int
-    backward_bytes: int
-    dropout: bool = True
-    arrange: Callable[[Values], Values] = dict
-    restore: Callable[[Values], Values] = dict
-    smaller: "Callable[[], Workload] | None" = None
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes there are: an op without gradients has no training mode of its own."""
-        return MODES if "grad_y" in self.problem.tensors else MODES[:1]
-
-    def bytes(self, mode: str) -> int:
-        return self.forward_bytes + (self.backward_bytes if mode == "training" else 0)
-
-    def settings(self, mode: str) -> dict[str, object]:
-        drop = mode == "training" and self.dropout
-        return self.problem.settings | ({"dropout_p": 0.1, "seed": 1, "stream": 2} if drop else {})
-
-    def verify(self) -> None:
-        """Holds the fused op to the error budget, with and without dropout, and torch's functions in float64.
-
-        In float64 because how torch rounds in float32 is its own affair: only that both compute the same matters.
-        """
-        if self.smaller is not None:
-            self.smaller().verify()
-            return
-        p = self.problem
-        for mode in self.modes:
-            check_budget(Problem(p.op, p.tensors, p.kinds, self.settings(mode)), torch.float32)
-        step, leaves, y = self._builtin("forward", torch.float64, grad="training" in self.modes)
-        step()
-        results = self.restore({"y": y[0].detach()} | {name: leaf.grad for name, leaf in leaves.items()})
-        check_results(p, torch.float64, results)
-
-    def step(self, candidate: str, mode: str) -> Step:
-        """A function that does the timed work once."""
-        if candidate == "torch":
-            return self._builtin(mode, torch.float32, grad=mode == "training")[0]
-        values, settings = self.problem.rounded(torch.float32), self.settings(mode)
-        grad_y = values.pop("grad_y", None)
-        grad = mode == "training"
-        leaves = {name: values[name].requires_grad_(grad) for name in self.problem.kinds if name != "y"}
-
-        def run() -> None:
-            with backend(candidate), torch.set_grad_enabled(grad):  # type: ignore[arg-type]
-                y = self.problem.op(**values, **settings)
-            _backward(y, leaves, grad_y, grad)
-
-        return run
-
-    def _builtin(self, mode: str, dtype: torch.dtype, grad: bool) -> tuple[Step, Values, list[Tensor]]:
-        values = {name: t.clone() for name, t in self.arrange(self.problem.rounded(dtype)).items()}
-        grad_y = values.pop("grad_y", None)
-        leaves = {name: t.requires_grad_(grad) for name, t in values.items() if name in self.problem.kinds}
-        settings = {"dropout_p": 0.1 if mode == "training" else 0.0} if self.dropout else {}
-        result: list[Tensor] = []
-
-        def run() -> None:
-            with torch.set_grad_enabled(grad):
-                result[:] = [self.builtin(**values, **settings)]
-            _backward(result[0], leaves, grad_y, grad)
-
-        return run, leaves, result
+    def verify(self, precision: str) -> None: ...
+    def step(self, candidate: str, mode: str, precision: str) -> Step: ...
+    def bytes(self, mode: str, precision: str) -> int: ...
+    def operations(self, mode: str) -> int: ...
+    def rate(self, precision: str) -> str: ...
 
 
-def _backward(y: Tensor, leaves: Values, grad_y: Tensor | None, grad: bool) -> None:
-    if grad and grad_y is not None:
-        for leaf in leaves.values():
-            leaf.grad = None
-        y.backward(grad_y.reshape(y.shape))
+class Entry(NamedTuple):
+    """How to make a workload, and in which modes and precisions there is something to time."""
+
+    make: Callable[[], Timed]
+    modes: tuple[str, ...] = MODES
+    precisions: tuple[str, ...] = PRECISIONS
 
 
 def sentence_lengths(tokens: int) -> list[int]:
@@ -140,8 +58,8 @@ def sentence_lengths(tokens: int) -> list[int]:
     return lengths
 
 
-def attention_workload(tokens: int, width: int) -> Workload:
-    lengths, heads = sentence_lengths(tokens), 12
+def attention_workload(tokens: int, width: int, sentence: int | None = None) -> Workload:
+    lengths, heads = [sentence] * (tokens // sentence) if sentence else sentence_lengths(tokens), 12
     longest, size = max(lengths), width // heads
     tensors = {
         "qkv": normal(tokens, 3, heads, size, seed=1),
@@ -168,9 +86,10 @@ def attention_workload(tokens: int, width: int) -> Workload:
     def builtin(qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
         return F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask, dropout_p=dropout_p)
 
-    row = tokens * width * FLOAT
+    row = tokens * width
     problem = Problem(attention, tensors, {"y": "forward", "qkv": "activation gradient"}, {"max_seqlen": longest})
-    return Workload(problem, builtin, 4 * row, 7 * row, arrange=arrange, restore=restore)
+    products = 4 * width * sum(n * n for n in lengths)
+    return Workload(problem, builtin, (4 * row, 7 * row), (products, 2 * products), arrange=arrange, restore=restore)
 
 
 def add_layer_norm_workload(tokens: int, width: int) -> Workload:
@@ -191,9 +110,9 @@ def add_layer_norm_workload(tokens: int, width: int) -> Workload:
         h = residual + F.dropout(x + input_bias, dropout_p)
         return F.layer_norm(h, h.shape[-1:], weight, bias, 1e-12)
 
-    row = tokens * width * FLOAT
+    row = tokens * width
     problem = Problem(add_layer_norm, tensors, kinds)
-    return Workload(problem, builtin, 3 * row, 5 * row)
+    return Workload(problem, builtin, (3 * row, 5 * row))
 
 
 def bias_gelu_workload(tokens: int, width: int) -> Workload:
@@ -204,17 +123,16 @@ def bias_gelu_workload(tokens: int, width: int) -> Workload:
         "grad_y": normal(tokens, inner, seed=3),
     }
     kinds = {"y": "forward", "x": "activation gradient", "bias": "summed gradient"}
-    row = tokens * inner * FLOAT
+    row = tokens * inner
     return Workload(
         Problem(bias_gelu, tensors, kinds),
         lambda x, bias: F.gelu(x + bias),
-        2 * row,
-        3 * row,
+        (2 * row, 3 * row),
         dropout=False,
     )
 
 
-def embedding_workload(tokens: int, width: int, words: int = 30522) -> Workload:
+def embedding_workload(tokens: int, width: int, sparse: bool = False, words: int = 30522) -> Workload:
     tensors = {
         "input_ids": integers(words, tokens, seed=1),
         "token_type_ids": integers(2, tokens, seed=2),
@@ -239,33 +157,46 @@ def embedding_workload(tokens: int, width: int, words: int = 30522) -> Workload:
         bias: Tensor,
         dropout_p: float,
     ) -> Tensor:
-        h = F.embedding(input_ids, word) + F.embedding(token_type_ids, token_type)
+        h = F.embedding(input_ids, word, sparse=sparse and dropout_p > 0) + F.embedding(token_type_ids, token_type)
         h = h + F.embedding(position_ids, position)
         return F.dropout(F.layer_norm(h, h.shape[-1:], weight, bias, 1e-12), dropout_p)
 
-    row = tokens * width * FLOAT
-    tables = (words + 2 + 512) * width * FLOAT  # the gradients of the tables are dense: zeros are written too
-    problem = Problem(embedding, tensors, kinds)
-    smaller = partial(embedding_workload, tokens, width, 500) if words > 500 else None
-    return Workload(problem, builtin, 2 * row, 3 * row + tables, smaller=smaller)
+    row = tokens * width
+    # Dense gradients of the tables are zeros, mostly, which are written, too.
+    tables = (514 * width + row) if sparse else (words + 514) * width
+    return Workload(
+        Problem(embedding, tensors, kinds),
+        builtin,
+        (2 * row, 3 * row + tables),
+        timed={"sparse": True} if sparse else {},
+        smaller=partial(embedding_workload, tokens, width, sparse, 500) if words > 500 else None,
+    )
 
 
-def linear_workload(tokens: int, width: int) -> Workload:
+def linear_workload(tokens: int, width: int, gelu: bool = False) -> Workload:
     inner = 4 * width
     tensors = {
         "x": normal(tokens, width, seed=1),
-        "weight": normal(inner, width, seed=2),
+        "weight": normal(inner, width, seed=2) * width**-0.5,
         "bias": normal(inner, seed=3),
         "grad_y": normal(tokens, inner, seed=4),
     }
     kinds = {"y": "forward", "x": "activation gradient", "weight": "summed gradient", "bias": "summed gradient"}
-    sizes = (tokens * width + inner * width + tokens * inner) * FLOAT
+
+    def builtin(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if gelu else y
+
+    numbers = tokens * width + inner * width + tokens * inner
+    products = 2 * tokens * width * inner
     return Workload(
-        Problem(linear, tensors, kinds),
-        lambda x, weight, bias: F.linear(x, weight, bias),
-        sizes,
-        2 * sizes,
+        Problem(linear, tensors, kinds, {"activation": "gelu"} if gelu else {}),
+        builtin,
+        (numbers, 2 * numbers + (tokens * inner if gelu else 0)),
+        (products, 2 * products),
         dropout=False,
+        wide=("weight", "bias"),
+        low_settings={"out_dtype": torch.bfloat16},
     )
 
 
@@ -282,9 +213,9 @@ def perturb_workload(tokens: int, width: int) -> Workload:
         torch.stack([cosine, size, finite.to(size.dtype)], dim=-1)
         return moved
 
-    row = tokens * width * FLOAT
+    row = tokens * width
     problem = Problem(lambda **arguments: perturb(**arguments)[0], tensors, {"y": "forward"})
-    return Workload(problem, builtin, 3 * row, 0, dropout=False)
+    return Workload(problem, builtin, (3 * row, 0), dropout=False)
 
 
 def symmetric_kl_workload(rows: int) -> Workload:
@@ -297,25 +228,31 @@ def symmetric_kl_workload(rows: int) -> Workload:
         p_to_q = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         return p_to_q + F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
-    size = rows * 5 * FLOAT
-    problem = Problem(symmetric_kl, tensors, kinds)
-    return Workload(problem, builtin, 2 * size, 4 * size, dropout=False)
+    size = rows * 5
+    return Workload(Problem(symmetric_kl, tensors, kinds), builtin, (2 * size, 4 * size), dropout=False)
 
 
-def workloads() -> dict[str, Callable[[], Workload]]:
-    """Makes every op at every shape, by name; T tokens, C hidden channels, N predictions of K classes."""
-    makers = {
-        "attention": attention_workload,
-        "add_layer_norm": add_layer_norm_workload,
-        "bias_gelu": bias_gelu_workload,
-        "embedding": embedding_workload,
-        "linear": linear_workload,
-        "perturb": perturb_workload,
+def workloads(sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Entry]:
+    """Every op at every size, by name; T tokens, S tokens of a sentence, C channels, N predictions of K classes."""
+    ops: dict[str, Entry] = {
+        "attention": Entry(attention_workload),
+        "add_layer_norm": Entry(add_layer_norm_workload),
+        "bias_gelu": Entry(bias_gelu_workload),
+        "embedding": Entry(embedding_workload, MODES, PRECISIONS[:1]),
+        "embedding_sparse": Entry(partial(embedding_workload, sparse=True), MODES[1:], PRECISIONS[:1]),
+        "linear": Entry(linear_workload),
+        "linear_gelu": Entry(partial(linear_workload, gelu=True)),
+        "perturb": Entry(perturb_workload, MODES[:1], PRECISIONS[:1]),
     }
     made = {
-        f"{op}-T{tokens}-C{width}": partial(make, tokens, width)
-        for op, make in makers.items()
-        for width in WIDTHS
-        for tokens in TOKENS
+        f"{op}-T{tokens}-C{width}": entry._replace(make=partial(entry.make, tokens, width))
+        for op, entry in ops.items()
+        for tokens, width in sizes
     }
-    return made | {f"symmetric_kl-N{rows}-K5": partial(symmetric_kl_workload, rows) for rows in ROWS}
+    for length in SENTENCES:
+        made[f"attention-T1024-S{length}-C768"] = Entry(partial(attention_workload, 1024, 768, length))
+    for rows in ROWS:
+        made[f"symmetric_kl-N{rows}-K5"] = Entry(partial(symmetric_kl_workload, rows), MODES, PRECISIONS[:1])
+    for shape in ("minilm", "base"):
+        made[f"adamw-{shape}"] = Entry(partial(OptimizerWorkload, shape), MODES[1:], PRECISIONS[:1])
+    return made
