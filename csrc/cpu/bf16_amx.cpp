@@ -189,11 +189,11 @@ namespace {
 
 // In assembly: GCC's intrinsics are macros that take no template's parameter.
 struct AmxTiles {
-  void configure(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" ::"m"(config)); }
+  void configure(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
   void release() { __asm__ volatile("tilerelease" ::: "memory"); }
   template <int t>
   void zero() {
-    __asm__ volatile("tilezero %%tmm%c0" ::"i"(t));
+    __asm__ volatile("tilezero %%tmm%c0" ::"i"(t) : "memory");
   }
   template <int t>
   void load(const void* from, int64_t stride) {
@@ -265,10 +265,18 @@ const char* amx_problem() {
   for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &handler, &previous_handler[i]);
   sigjmp_buf back;
   const char* problem = "AMX is announced but its instructions fault";
+  volatile bool configured = false;  // to be read after a fault
   if (sigsetjmp(back, 1) == 0) {
     probing = &back;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);  // before the first instruction that may fault
+    AmxTiles().configure(TileConfig(kTile, kTile));
+    configured = true;
     problem = amx_multiplies() ? nullptr : "AMX is announced but its products are wrong";
+  } else if (configured) {  // the thread would carry its tiles along
+    configured = false;     // should this fault, too
+    AmxTiles().release();
   }
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
   probing = nullptr;
   for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &previous_handler[i], nullptr);
   pthread_mutex_unlock(&one_at_a_time);

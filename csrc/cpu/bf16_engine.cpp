@@ -66,7 +66,7 @@ std::string bf16_products() {
     const char* problem = problem_of(choice);  // the instruction set may have been lowered since
     return problem == nullptr ? kNames[choice] : std::string("none: ") + problem;
   }
-  if (wanted != kAuto) return std::string("none: ") + kNames[wanted] + " products were asked for";
+  if (wanted != kAuto) return kNames[wanted];
   const char* avx512 = avx512_problem();
   if (avx512 != nullptr) return std::string("none: ") + avx512;
   return std::string("none: AVX512_BF16 is not faster than float32 on this CPU, and ") + cached_amx_problem();

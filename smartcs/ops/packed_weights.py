@@ -2,9 +2,9 @@
 
 A weight W (N outputs, K inputs) has two packed forms: "forward" for y = x W^T and "transposed" for dx = dy W. The
 layouts are in csrc/cpu/bf16_layout.h. Both are made when they are first needed and again after the weight has changed,
-which its version counter or address tells: every in-place operation counts, and so does loading a checkpoint. Writing
-through ``weight.data`` does not (autograd would not notice either): use ``torch.no_grad()`` instead. Nor do torch's
-fused optimizers, for which a hook counts.
+which its version counter or storage tells: every in-place operation counts, and so does loading a checkpoint. Writing
+through ``weight.data`` does not (autograd would not notice either): use ``torch.no_grad()`` instead. Optimizers may
+write as they like, torch's fused ones do not count either: after a step a hook does.
 
 smartcs' AdamW writes the packed forms in the pass that updates the weight, see `buffers` and `written`.
 """
@@ -16,24 +16,33 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_State = tuple[int, int]
+
+class Seen:
+    """A tensor as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        # The alias keeps the storage, lest its address be given to other values.
+        self._alias, self._version = tensor.detach(), _version(tensor)
+
+    def still(self, tensor: Tensor) -> bool:
+        """Whether ``tensor``, or an alias that counts with it, is in the same place and nobody wrote to it."""
+        return self._version == _version(tensor) and self._alias.is_set_to(tensor)
 
 
 class PackedWeight:
     """The packed forms of one weight. The weight comes with every call: this does not keep it alive."""
 
     def __init__(self) -> None:
-        # By `transposed`: the form, and the weight's state that it was made from.
-        self._forms: dict[bool, tuple[Tensor, _State]] = {}
-        self.just_written = False
+        # By `transposed`: the form, and the weight that it was made from.
+        self._forms: dict[bool, tuple[Tensor, Seen]] = {}
 
     def get(self, weight: Tensor, *, transposed: bool) -> Tensor:
         """A form with the present values of ``weight``, which may also be a detached alias of it."""
-        state, form = _state(weight), self._forms.get(transposed)
-        if form is None or form[1] != state:
-            # An ordinary tensor also where evaluation packs first: training goes on with it.
+        form = self._forms.get(transposed)
+        if form is None or not form[1].still(weight):
+            # Ordinary tensors also where evaluation packs first: training goes on with them.
             with torch.inference_mode(False), torch.no_grad():
-                form = (torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), state)
+                form = (torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), Seen(weight))
             self._forms[transposed] = form
         return form[0]
 
@@ -43,8 +52,7 @@ class PackedWeight:
 
     def renew(self, weight: Tensor) -> None:
         """All forms that have been made hold the present values of ``weight``."""
-        self._forms = {transposed: (form, _state(weight)) for transposed, (form, _) in self._forms.items()}
-        self.just_written = True
+        self._forms = {transposed: (form, Seen(weight)) for transposed, (form, _) in self._forms.items()}
 
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -85,26 +93,27 @@ def buffers(weight: Tensor) -> tuple[Tensor, Tensor | None] | None:
 
 
 def written(weight: Tensor) -> None:
-    """Tells that the tensors of `buffers` hold the present values of ``weight``; call it after the version counts."""
+    """Tells that the tensors of `buffers` hold the present values of ``weight``; call it after the version counts.
+
+    An optimizer that does so in its step has these weights in ``written_packed``, for that step's hook to pass over.
+    """
     found = _packed.get(weight)
     if found is not None:
         found.renew(weight)
 
 
-def _count_fused_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """After any optimizer's step: torch's fused ones change weights without counting it."""
-    for group in optimizer.param_groups:
-        for weight in group["params"] if group.get("fused") else ():
-            found = _packed.get(weight)
-            if found is not None and not found.just_written:
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """After any optimizer's step: counts a change of the weights that it had a gradient for."""
+    own = getattr(optimizer, "written_packed", ())
+    for group in optimizer.param_groups if len(_packed) > 0 else ():
+        for weight in group["params"]:
+            if weight.grad is not None and weight in _packed and weight not in own:
                 torch.autograd.graph.increment_version(weight)
-            if found is not None:
-                found.just_written = False
 
 
-register_optimizer_step_post_hook(_count_fused_steps)
+register_optimizer_step_post_hook(_count_step)
 
 
-def _state(weight: Tensor) -> _State:
+def _version(tensor: Tensor) -> int:
     # Tensors made in inference mode count no versions; they have an entry for one use only.
-    return (0 if weight.is_inference() else weight._version, weight.data_ptr())
+    return 0 if tensor.is_inference() else tensor._version

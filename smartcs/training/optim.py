@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from smartcs.ops.adamw import (
     fusable,
 )
 from smartcs.ops.backend import get_backend
+from smartcs.ops.packed_weights import Seen
 from smartcs.smart.bregman import BregmanAnchor
 
 _STILL = AdamWSettings(0.0, 0.0, 0.0, 0.0, 0.0)  # for what only has an anchor
@@ -48,6 +48,7 @@ class AdamW(torch.optim.AdamW):
     Attributes:
         grad_norm: the norm before clipping at the last step, 0-dim float64; None without `max_grad_norm`. If it is not
             finite, that step changed nothing: neither weights nor state nor the anchor.
+        written_packed: the parameters whose packed forms the last step wrote, see `smartcs.ops.packed_weights`.
 
     Raises:
         ValueError: a value out of range, or no parameters.
@@ -72,6 +73,7 @@ class AdamW(torch.optim.AdamW):
     def _prepare(self, max_grad_norm: float | None) -> None:
         self.max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
+        self.written_packed: set[Tensor] = set()
         self._rows: dict[Tensor, _TableRows] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,9 +94,10 @@ class AdamW(torch.optim.AdamW):
             for variant in ("amsgrad", "maximize", "differentiable"):
                 if group.get(variant):
                     raise ValueError(f"AdamW: the state was saved with {variant}=True, expected False")
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group["fused"], group["capturable"], group["foreach"] = self._fused or None, False, None
+        # Before torch loads, which places the step counts by what the groups say.
+        own = {"fused": self._fused or None, "capturable": False, "foreach": None}
+        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     def step(self, closure: Callable[[], Any] | None = None, *, anchor: BregmanAnchor | None = None) -> Any:
         """One step on the present gradients.
@@ -107,7 +110,8 @@ class AdamW(torch.optim.AdamW):
             What the closure returned.
 
         Raises:
-            ValueError: the anchor does not fit its model, see `BregmanAnchor.update`.
+            ValueError: the anchor does not fit its model, see `BregmanAnchor.update`; or a gradient is sparse in other
+                ways than `nn.Embedding`'s.
         """
         loss = None
         if closure is not None:
@@ -118,6 +122,8 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def _step(self, anchor: BregmanAnchor | None) -> None:
+        self.written_packed = set()
+        self._check_sparse()
         anchors, weight = ({}, 0.0) if anchor is None else anchor.next_move()
         tensors = self._tensors(anchors)
         fused = fusable(tensors)
@@ -128,12 +134,23 @@ class AdamW(torch.optim.AdamW):
         for entry in tensors:
             if entry.packed is not None:
                 packed_weights.written(entry.parameter)
+                self.written_packed.add(entry.parameter)
             if entry.anchor_packed is not None and entry.anchor is not None:
                 packed_weights.written(entry.anchor)
             if entry.row_flags is not None:
                 self._rows[entry.parameter].seen(entry)
         if anchor is not None:
             anchor.moved()
+
+    def _check_sparse(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                grad = parameter.grad
+                if grad is not None and grad.is_sparse and (grad.dim() != 2 or grad.sparse_dim() != 1):
+                    raise ValueError(
+                        f"AdamW: the gradient of param_groups[{i}]['params'][{j}], of shape {tuple(grad.shape)}, is "
+                        f"sparse in {grad.sparse_dim()} of {grad.dim()} dimensions, expected rows of a matrix"
+                    )
 
     def _tensors(self, anchors: dict[Tensor, Tensor]) -> list[AdamWTensors]:
         """What takes part in a step: parameters with a gradient and parameters with an anchor."""
@@ -181,24 +198,14 @@ class AdamW(torch.optim.AdamW):
         return entry
 
 
-class _Seen:
-    """A tensor as it was."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._state = weakref.ref(tensor), (tensor._version, tensor.data_ptr())
-
-    def still(self, tensor: Tensor) -> bool:
-        return self._tensor() is tensor and self._state == (tensor._version, tensor.data_ptr())
-
-
 class _TableRows:
     """The row flags of one table, see `AdamWTensors`, kept for as long as nobody else writes."""
 
     def __init__(self, table: Tensor) -> None:
         self._flags = torch.zeros(len(table), dtype=torch.uint8)
-        self._table: _Seen | None = None
-        self._moments: tuple[_Seen, _Seen] | None = None
-        self._anchor: _Seen | None = None
+        self._table: Seen | None = None
+        self._moments: tuple[Seen, Seen] | None = None
+        self._anchor: Seen | None = None
 
     def flags(self, entry: AdamWTensors) -> Tensor:
         """The flags before a step, made anew where something has changed since the last."""
@@ -218,8 +225,8 @@ class _TableRows:
 
     def seen(self, entry: AdamWTensors) -> None:
         """Remembers the tensors as they are after a step."""
-        self._table = _Seen(entry.parameter)
+        self._table = Seen(entry.parameter)
         if entry.exp_avg is not None and entry.exp_avg_sq is not None:
-            self._moments = _Seen(entry.exp_avg), _Seen(entry.exp_avg_sq)
+            self._moments = Seen(entry.exp_avg), Seen(entry.exp_avg_sq)
         if entry.anchor is not None:
-            self._anchor = _Seen(entry.anchor)
+            self._anchor = Seen(entry.anchor)

@@ -9,6 +9,7 @@ import torch
 from op_harness import normal
 from torch import nn
 
+import smartcs
 from smartcs.ops import input_gradients_only, linear, packed_weights
 from smartcs.ops.precision import precision
 
@@ -50,6 +51,10 @@ def check_fresh(weight):
     assert torch.equal(forward, layout(weight.detach())) and torch.equal(transposed, layout(weight.detach().T))
 
 
+def same_forms(weight, first) -> bool:
+    return all(a is b for a, b in zip(first, packed_weights.of(weight), strict=True))
+
+
 @pytest.mark.parametrize("shape", [(5, 40), (64, 32), (65, 33), (130, 3), (1, 1)], ids=str)
 def test_layout(shape):
     check_fresh(parameter(*shape))
@@ -63,7 +68,16 @@ def test_packed_once_as_long_as_the_weight_stays():
         product(weight)
     with torch.inference_mode():
         product(weight)
-    assert all(a is b for a, b in zip(first, packed_weights.of(weight), strict=True))
+    assert same_forms(weight, first)
+
+
+class ThroughData(torch.optim.SGD):
+    """Writes as many optimizers outside of torch do."""
+
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            if weight.grad is not None:
+                weight.data.add_(weight.grad)
 
 
 CHANGES = {
@@ -73,6 +87,8 @@ CHANGES = {
     "copy": lambda w: nn.Module.load_state_dict(holder(w), {"weight": normal(5, 40, seed=9).float()}),
     "SGD": lambda w: torch.optim.SGD([w], lr=1.0).step(),
     "AdamW, fused": lambda w: torch.optim.AdamW([w], lr=1.0, fused=True).step(),
+    "an optimizer through data": lambda w: ThroughData([w]).step(),
+    "transposed in its place": lambda w: setattr(w, "data", w.data.view(40, 5).T),
     "foreach": lambda w: torch._foreach_lerp_([w.detach()], [torch.ones(5, 40)], 0.5),
 }
 
@@ -114,7 +130,7 @@ def test_an_optimizer_can_write_them():
     for form in old:
         form.mul_(2)
     packed_weights.written(weight)
-    assert all(a is b for a, b in zip(old, packed_weights.of(weight), strict=True))
+    assert same_forms(weight, old)
     check_fresh(weight)
     with torch.no_grad():
         weight.add_(1)
@@ -162,18 +178,75 @@ def test_what_is_no_parameter_is_not_kept():
         assert packed_weights.buffers(inside) is None
 
 
-def test_a_fused_optimizer_that_writes_them_keeps_them():
-    """smartcs' own says `written`; the forms are not made again then."""
-    weight = parameter()
-    weight.grad = torch.ones_like(weight)
+def test_an_address_used_again_is_seen():
+    """The version does not count reassignments, and the second one may be given the memory that the first set free."""
+    memory = torch.zeros(5, 40).numpy()
+    weight = nn.Parameter(torch.from_numpy(memory))
+    packed_weights.of(weight)
+    weight.data = torch.ones(5, 40)
+    memory += 2
+    weight.data = torch.from_numpy(memory)
+    check_fresh(weight)
+    for repeat in range(20):
+        weight = nn.Parameter(torch.zeros(64, 64))
+        packed_weights.of(weight)
+        for value in (1, 2):
+            weight.data = torch.full((64, 64), float(value + repeat))
+        check_fresh(weight)
 
-    class Writing(torch.optim.SGD):
-        def step(self, closure=None):
-            super().step(closure)
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_weight_without_gradient_is_left_alone(fused):
+    """It is not packed again, and a graph that holds it can go backward after the step."""
+    frozen, trained = parameter(seed=1), parameter(seed=2)
+    trained.grad = torch.ones_like(trained)
+    first = packed_weights.of(frozen)
+    y = (frozen * torch.ones(5, 40, requires_grad=True)).sum()
+    torch.optim.SGD([frozen, trained], lr=1.0, fused=fused).step()
+    y.backward()
+    assert same_forms(frozen, first)
+
+
+class Writing(torch.optim.SGD):
+    """Says, like smartcs' own, that it wrote the forms."""
+
+    written_packed = frozenset()
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.written_packed = set(self.param_groups[0]["params"])
+        for weight in self.written_packed:
             packed_weights.written(weight)
 
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_optimizer_that_writes_them_keeps_them(fused):
+    weight = parameter()
+    weight.grad = torch.ones_like(weight)
     first = packed_weights.of(weight)
-    Writing([weight], lr=0.0, fused=True).step()
-    assert all(a is b for a, b in zip(first, packed_weights.of(weight), strict=True))
+    Writing([weight], lr=0.0, fused=fused).step()
+    assert same_forms(weight, first)
     torch.optim.SGD([weight], lr=0.0, fused=True).step()
-    assert all(a is not b for a, b in zip(first, packed_weights.of(weight), strict=True))
+    assert not same_forms(weight, first)
+
+
+@pytest.mark.parametrize("made_under", ["fused", "reference"])
+def test_what_smartcs_optimizer_wrote_once_is_not_passed_over_later(made_under):
+    """Neither the model's weight, nor the anchor's, which is in no group of that optimizer."""
+    model = nn.Linear(40, 5)
+    anchor = smartcs.BregmanAnchor(model, 0.5)
+    with smartcs.backend(made_under):
+        optimizer = smartcs.AdamW(model.parameters(), lr=0.1)
+    weights = model.weight, anchor.anchor.weight
+    for weight in weights:
+        product(weight)
+    model(torch.ones(2, 40)).sum().backward()
+    forms = [packed_weights.buffers(weight)[0] for weight in weights]
+    optimizer.step(anchor=anchor)
+    for weight, form in zip(weights, forms, strict=True):
+        product(weight)
+        assert packed_weights.buffers(weight)[0] is form  # written, not made anew
+        check_fresh(weight)
+        weight.grad = torch.ones_like(weight)
+        torch.optim.AdamW([weight], lr=1.0, fused=True).step()
+        check_fresh(weight)

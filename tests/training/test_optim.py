@@ -142,3 +142,49 @@ def test_torch_loads_ours(backend):
     assert_close(first, second)
     for x, y in zip(optimizer.state.values(), resumed.state.values(), strict=True):
         assert x["step"] == y["step"] and x["step"].dtype == y["step"].dtype
+
+
+@pytest.mark.parametrize("saved_by", ["fused", "reference"])
+@pytest.mark.parametrize("loaded_by", ["fused", "reference"])
+def test_counts_are_loaded_to_where_the_loader_keeps_them(saved_by, loaded_by):
+    """The fused backend's beside the parameter, the reference's on the CPU; the given state stays as it was."""
+    state = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, 2), "exp_avg_sq": torch.zeros(2, 2)}
+    with smartcs.backend(saved_by):
+        saved = smartcs.AdamW([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1).state_dict() | {"state": {0: state}}
+    before = copy.deepcopy(saved["param_groups"])
+    elsewhere = torch.nn.Parameter(torch.zeros(2, 2, device="meta"))
+    with smartcs.backend(loaded_by):
+        optimizer = smartcs.AdamW([elsewhere], lr=0.1)
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[elsewhere]["step"].device.type == ("meta" if loaded_by == "fused" else "cpu")
+    assert saved["param_groups"] == before
+
+
+@pytest.mark.parametrize(("shape", "sparse"), [((5,), 1), ((4, 3, 2), 1), ((4, 3), 2)], ids=str)
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_sparse_in_another_way(backend, shape, sparse):
+    """Refused before anything is touched, the first parameter included."""
+    good, bad = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(shape))
+    good.grad, bad.grad = torch.ones(2), torch.ones(shape).to_sparse(sparse)
+    with smartcs.backend(backend):
+        optimizer = smartcs.AdamW([good, bad], lr=0.1)
+        with pytest.raises(ValueError, match=r"the gradient of param_groups\[0\]\['params'\]\[1\]") as error:
+            optimizer.step()
+    assert f"{shape}, is sparse in {sparse} of {len(shape)} dimensions, expected rows of a matrix" in str(error.value)
+    assert not optimizer.state and torch.equal(good, torch.ones(2))
+
+
+def test_a_table_moved_twice_between_steps():
+    """Back to the address that it had, with other values: the anchor follows all rows nevertheless."""
+    memory = torch.zeros(6, 2).numpy()
+    table = torch.nn.Embedding.from_pretrained(torch.from_numpy(memory), freeze=False, sparse=True)
+    anchor = smartcs.BregmanAnchor(table, 0.5)
+    optimizer = smartcs.AdamW(table.parameters(), lr=0.1)
+    table(torch.tensor([3])).sum().backward()
+    optimizer.step(anchor=anchor)
+    before = anchor.anchor.weight.clone()
+    table.weight.data = torch.ones(6, 2)
+    memory += 2
+    table.weight.data = torch.from_numpy(memory)
+    optimizer.step(anchor=anchor)
+    torch.testing.assert_close(anchor.anchor.weight, before.lerp(table.weight.detach(), 0.5))
