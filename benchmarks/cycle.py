@@ -37,7 +37,7 @@ OWN = {"smartcs fp32": ("fused", "fp32"), "smartcs bf16": ("fused", "bf16"), "re
 COMPILED = "transformers compile"
 PEERS = ("transformers eager", "transformers sdpa", COMPILED)
 WARM_UP = 2  # cycles that are not timed
-PARTS = ("data", "forward", "backward", "optimizer")
+PARTS = ("data", "forward", "backward", "optimizer", "data_background")
 
 
 def configuration(recipe: str, precision: str) -> TrainConfig:
@@ -61,12 +61,12 @@ class Own:
         """Nothing: its data are prepared within its time."""
 
     def __call__(self) -> None:
-        before = dict(self.trainer.seconds)
+        before = self.trainer.seconds_by_part()
         with mode(*self.mode):
             for _ in BATCHES:
                 step = next(self.steps)
                 self.task_times[step.task].append(step.seconds)
-        for part, now in self.trainer.seconds.items():
+        for part, now in self.trainer.seconds_by_part().items():
             self.part_times[part].append(now - before[part])
 
 

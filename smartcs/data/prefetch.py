@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,9 @@ class Prefetcher(Iterator[Item], Generic[Item]):
     """The items of an iterable in its own order, each made in a background thread before it is asked for.
 
     An error of the iterable is raised where its item would have come, after all items before it. The thread ends with
-    the iterable, when `close` is called, when the prefetcher is dropped, and when the process ends. It takes nothing
-    from the threads that compute as long as making an item starts none itself (numpy's indexing does not).
+    the iterable, when `close` is called, when the prefetcher is dropped, and when the process ends. It shares
+    the cores with the threads that compute, as do threads that making an item starts: numpy's indexing starts none,
+    tokenizers encode a batch on all cores unless TOKENIZERS_PARALLELISM=false or RAYON_NUM_THREADS limits them.
 
     Args:
         items: what is iterated in the thread, and nowhere else from now on.
@@ -24,6 +26,7 @@ class Prefetcher(Iterator[Item], Generic[Item]):
 
     Raises:
         ValueError: `ahead` is out of range.
+        RuntimeError: the next item is asked for in a fork of the process, where the thread is not.
     """
 
     def __init__(self, items: Iterable[Item], ahead: int = 2) -> None:
@@ -41,11 +44,16 @@ class Prefetcher(Iterator[Item], Generic[Item]):
             target=_make, args=(items, self._ready, self._room, stop), name="smartcs-prefetch", daemon=True
         )
         thread.start()
+        self._process = os.getpid()
         self._finalizer = weakref.finalize(self, _end, thread, self._room, stop)
 
     def __next__(self) -> Item:
         if not self._finalizer.alive:
             raise StopIteration
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"Prefetcher: its thread is in process {self._process}, expected no call from {os.getpid()}, a fork"
+            )
         item = self._ready.get()
         if isinstance(item, tuple):
             self._room.put(None)
@@ -78,4 +86,5 @@ def _make(
 def _end(thread: threading.Thread, room: SimpleQueue[None], stop: threading.Event) -> None:
     stop.set()
     room.put(None)
-    thread.join()
+    if thread is not threading.current_thread():  # which may drop the last reference
+        thread.join()

@@ -14,8 +14,8 @@ the inner loop, nor anything saved for one (``leaves``, ``smartcs.ops.input_grad
 
 Low precision: noise of 1e-5 does not survive a rounding to bfloat16. Under autocast, and in smartcs' own bf16 mode, the
 inner loop therefore runs in float32, against an f(x) of its own, one forward pass more (``exact``). The last perturbed
-pass has a v of norm 1, which does survive, and runs as the clean pass did; where v is as small as the noise
-(update="projected" with the paper's radius, or steps=0), it runs in float32, too, again with an f(x) of its own.
+pass has a v of norm 1, which does survive, and runs as the clean pass did; where v is too small for that
+(update="projected" with a small radius or step size, or steps=0), it runs in float32, too, against such an f(x).
 
 Where published implementations (mt-dnn, smart-pytorch) differ, and why not so here:
 
@@ -337,10 +337,10 @@ class SmartRegularizer:
         return value
 
     def _last_size(self) -> float:
-        """The size of v after the ascent."""
-        if self.steps == 0:
-            return self.noise_std
-        return self.radius if self.update == "projected" else 1.0
+        """The size that v has at most after the ascent."""
+        if self.steps and self.update == "projected":
+            return min(self.radius, self.steps * self.step_size + self.noise_std)
+        return 1.0 if self.steps else self.noise_std
 
     def _smallest(self, drawn: bool) -> tuple[float, str]:
         """The smallest size that v is known to have on the way, and the setting that says so."""

@@ -164,7 +164,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "tokens": self.tokens,
             "hidden_tokens": self.hidden,
-            "seconds_by_part": dict(self.seconds),
+            "seconds_by_part": self.seconds_by_part(),
         }
 
     def describe(self) -> str:

@@ -291,7 +291,7 @@ class _Run:
             "steps": trainer.step,
             "cycles_per_epoch": trainer.sampler.cycles,
             "tokens": trainer.tokens,
-            "seconds_by_part": trainer.seconds,
+            "seconds_by_part": trainer.seconds_by_part(),
             "seconds_total": perf_counter() - self.begin,
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,

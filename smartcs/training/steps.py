@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ Batch = TypeVar("Batch")
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; the weights are those before this step's update."""
+    """A loss or its gradient is NaN or infinite; the weights are those before this step's update."""
 
 
 class Loss(NamedTuple):
@@ -84,7 +84,8 @@ class StepLoop(ABC, Generic[Batch]):
     Attributes:
         step: optimizer steps taken.
         tokens: word pieces trained on.
-        seconds: time spent in the steps, by part: data, forward, backward, optimizer.
+        seconds: time spent in the steps, by part: data (waiting for the batch), forward, backward, optimizer.
+        background_seconds: processor time of preparing batches meanwhile.
     """
 
     _where = ""  # begins the message of a failure
@@ -100,12 +101,18 @@ class StepLoop(ABC, Generic[Batch]):
         self.step = 0
         self.tokens = 0
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.background_seconds = 0.0
+
+    def seconds_by_part(self) -> dict[str, float]:
+        """`seconds`, and beside them, since they pass meanwhile, `background_seconds` as "data_background"."""
+        return {**self.seconds, "data_background": self.background_seconds}
 
     def epoch(self) -> Iterator[Step]:
         """Takes the steps of one epoch, yielding after each.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite; names the step and the examples.
+            NonFiniteLossError: a loss or, where the optimizer has a `max_grad_norm`, its gradient's norm is NaN or
+                infinite; names the step and the examples.
         """
         epoch, first = self.sampler.epoch + 1, self.step
         self._begin()
@@ -124,7 +131,9 @@ class StepLoop(ABC, Generic[Batch]):
                 total, value, *others = _numbers(terms)
                 assert total is not None and value is not None
                 if not math.isfinite(total):
-                    raise NonFiniteLossError(self._describe_failure(task, value, total, epoch, rows))
+                    regularised = f"{task} loss with its regularisers is {total}"
+                    what = regularised if math.isfinite(value) else f"{task} loss is {value}"
+                    raise NonFiniteLossError(self._describe_failure(task, what, epoch, rows))
                 times.append(perf_counter())
 
                 terms.total.backward()
@@ -132,6 +141,10 @@ class StepLoop(ABC, Generic[Batch]):
                 times.append(perf_counter())
 
                 self._update(task)
+                norm = self.optimizer.grad_norm  # the optimizer itself would skip such steps, and so for ever
+                if norm is not None and not math.isfinite(number := norm.item()):
+                    what = f"{task} gradient's norm is {number}"
+                    raise NonFiniteLossError(self._describe_failure(task, what, epoch, rows))
                 times.append(perf_counter())
 
                 for part, start, end in zip(PARTS, times, times[1:], strict=False):
@@ -143,8 +156,12 @@ class StepLoop(ABC, Generic[Batch]):
 
     def _prepare(self, sampler: RoundRobinSampler, step: int) -> Iterator[tuple[Batch, int]]:
         """The batches of an epoch, the first for the step number `step`; iterated in a background thread."""
+        begin = thread_time()
         for number, (task, rows) in enumerate(sampler.batches(), start=step):
-            yield self._load(task, rows, number)
+            loaded = self._load(task, rows, number)
+            self.background_seconds += thread_time() - begin
+            yield loaded
+            begin = thread_time()
 
     @abstractmethod
     def _begin(self) -> None:
@@ -172,11 +189,10 @@ class StepLoop(ABC, Generic[Batch]):
         """The anchor that moves with the step on a batch of `task`, if any."""
         return None
 
-    def _describe_failure(self, task: str, value: float, total: float, epoch: int, rows: np.ndarray) -> str:
+    def _describe_failure(self, task: str, what: str, epoch: int, rows: np.ndarray) -> str:
         ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
         if len(rows) > _SHOWN:
             ids += f" and {len(rows) - _SHOWN} more"
-        what = f"{task} loss with its regularisers is {total}" if math.isfinite(value) else f"{task} loss is {value}"
         return (
             f"{self._where}the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
             f"the learning rate is {self.learning_rate:g}, a lower one may help"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from goals import Goal, goals_table, speed_up
+from goals import Goal, data_share, goals_table, speed_up
 from markers import generated_part, with_part, without_parts
 from results_io import row, write
 from tables import cycle_table, differences, ops_table, parts
@@ -50,6 +50,13 @@ def test_the_speed_up_is_over_the_fastest_peer_of_the_most_threads():
     assert speed_up(cycle_rows(), "base", "fp32") == 3.0
     assert speed_up(cycle_rows(), "base", "bf16") is None
     assert speed_up(cycle_rows(), "minilm", "fp32") is None
+
+
+def test_the_share_of_the_data_counts_their_preparation_where_it_is_known():
+    parts = {"data": 1.0, "forward": 3.0, "backward": 4.0, "optimizer": 2.0}
+    assert data_share(parts) == ("waiting for data", 0.1)
+    assert data_share({**parts, "data_background": 2.0}) == ("data loading", pytest.approx(0.3))
+    assert data_share({}) == ("waiting for data", None)
 
 
 @pytest.mark.parametrize(

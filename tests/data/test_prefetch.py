@@ -93,6 +93,43 @@ def test_dropping_ends_the_thread():
     assert threads() == []
 
 
+def test_dropping_within_the_thread_itself(monkeypatch):
+    holder, unraisable, go = [], [], threading.Event()
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def items():
+        go.wait(10)
+        holder.clear()
+        yield 1
+
+    holder.append(Prefetcher(items()))
+    go.set()
+    assert wait_for(lambda: threads() == []) and holder == []
+    assert [error.exc_value for error in unraisable] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_has_no_items():
+    """Nor does it wait for them."""
+    prefetcher = Prefetcher(iter(int, 1))
+    assert next(prefetcher) == 0
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        found = 2
+        try:
+            for _ in range(5):  # some were ready
+                next(prefetcher)
+        except RuntimeError as error:
+            found = 0 if "Prefetcher: its thread is in process" in str(error) else 3
+        finally:
+            os._exit(found)
+    assert os.waitpid(child, 0)[1] == 0
+    assert next(prefetcher) == 0
+    prefetcher.close()
+
+
 def test_interrupt_while_waiting():
     release = threading.Event()
 

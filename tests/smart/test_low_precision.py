@@ -125,10 +125,11 @@ def test_regulariser_in_bf16_mode(backend, update):
     assert step.value != Step(model(), **options).value, "the last pass ran in fp32"
 
 
+@pytest.mark.parametrize("small", [{"radius": 1e-5}, {"radius": 1.0, "step_size": 1e-5}], ids=["radius", "step_size"])
 @pytest.mark.parametrize("detach_clean", [False, True])
-def test_tiny_perturbations_stay_in_fp32(backend, detach_clean):
+def test_tiny_perturbations_stay_in_fp32(backend, detach_clean, small):
     """With the paper's radius, R_s of bf16 mode is fp32's to the bit: its clean pass is exact as well."""
-    options = {"update": "projected", "detach_clean": detach_clean}
+    options = {"update": "projected", "detach_clean": detach_clean, **small}
     expected = Step(model(), **options)
     with smartcs.precision("bf16"):
         step = Step(model(), **options)
@@ -141,8 +142,11 @@ PASSES = [
     ({}, [EXACT_TARGET, EXACT, ROUNDED]),
     ({"steps": 2}, [EXACT_TARGET, EXACT, EXACT, ROUNDED]),
     ({"update": "paper"}, [EXACT_TARGET, EXACT, ROUNDED]),
-    ({"update": "projected", "radius": 0.01}, [EXACT_TARGET, EXACT, ROUNDED]),
-    ({"update": "projected", "radius": 0.007}, [EXACT_TARGET, EXACT, EXACT, EXACT]),
+    ({"update": "projected", "radius": 0.01, "step_size": 0.01}, [EXACT_TARGET, EXACT, ROUNDED]),
+    ({"update": "projected", "radius": 0.007, "step_size": 0.01}, [EXACT_TARGET, EXACT, EXACT, EXACT]),
+    ({"update": "projected", "radius": 0.01}, [EXACT_TARGET, EXACT, EXACT, EXACT]),
+    ({"update": "projected", "radius": 1.0, "step_size": 0.005}, [EXACT_TARGET, EXACT, EXACT, EXACT]),
+    ({"update": "projected", "radius": 1.0, "step_size": 0.005, "steps": 2}, [EXACT_TARGET, EXACT, EXACT, ROUNDED]),
     ({"steps": 0}, [EXACT, EXACT]),
     ({"steps": 0, "noise_std": 0.01}, [ROUNDED]),
 ]

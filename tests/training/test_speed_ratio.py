@@ -17,10 +17,11 @@ from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.training.config import TrainConfig
 from smartcs.training.trainer import Trainer
 
-# Time of the reference over time of fused: eight medians of 5 turns on two cores that others used lay between 1.98 and
-# 2.26 (AVX-512; matrix products, the same work on both sides, differ by 1.7, the other ops by 3 to 7). The bound leaves
-# room for CPUs on which the products do not differ.
+# Time of the reference over time of fused: eight medians of 5 turns lay between 1.98 and 2.26 (EPYC 9005, AVX-512),
+# where oneDNN's products are about 1.7 times as fast as those of PyTorch's BLAS. Where both sides use the BLAS, the
+# products, most of the work, are the same.
 LEAST = 1.3
+LEAST_WITH_EQUAL_PRODUCTS = 1.05
 TURNS = 5
 ATTEMPTS = 2
 BATCHES = {"batch_sst": 6, "batch_qqp": 10, "batch_sts": 4}
@@ -68,13 +69,14 @@ def median_ratio() -> float:
 
 @pytest.mark.skipif(not extension_status()[0], reason=f"needs the compiled extension: {extension_status()[1]}")
 def test_fused_is_faster_than_the_reference():
+    least = LEAST if torch.ops.smartcs.linear_library() == "oneDNN" else LEAST_WITH_EQUAL_PRODUCTS
     found: list[float] = []
     with threads(1):
         for _ in range(ATTEMPTS):
             found.append(median_ratio())
-            if found[-1] >= LEAST:
+            if found[-1] >= least:
                 return
     pytest.fail(
         f"the reference takes {' and '.join(f'{ratio:.2f}' for ratio in found)} times the time of the fused ops, "
-        f"expected at least {LEAST}"
+        f"expected at least {least}"
     )

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from smartcs.training import steps as steps_module
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.setup import build_model, encode_split, load_data
@@ -90,6 +91,23 @@ def test_no_thread_outlives_its_epoch(loop):
     for _ in one.epoch():
         break
     assert not prefetching()
+
+
+def test_preparing_is_counted_beside_the_wait(loop, monkeypatch):
+    """By the clock of the thread that prepares: two seconds a batch here, none of which the steps wait for."""
+    one, spent = loop(), threading.local()
+    load = one._load
+
+    def slow(*arguments):
+        spent.seconds = getattr(spent, "seconds", 0.0) + 2.0
+        return load(*arguments)
+
+    monkeypatch.setattr(one, "_load", slow)
+    monkeypatch.setattr(steps_module, "thread_time", lambda: getattr(spent, "seconds", 0.0))
+    steps = [*one.epoch()]
+    assert one.background_seconds == 2.0 * len(steps) == 24.0
+    assert one.seconds_by_part() == {**one.seconds, "data_background": 24.0}
+    assert sum(one.seconds.values()) == pytest.approx(sum(step.seconds for step in steps))
 
 
 def test_what_loading_raises_comes_at_its_step(loop, monkeypatch):

@@ -128,6 +128,20 @@ def test_non_finite_loss_names_step_task_and_examples(config):
     assert torch.equal(before, one.model.heads["sst_output"].weight)
 
 
+def test_non_finite_gradients_end_the_run(config):
+    """Finite losses, an infinite gradient: AdamW skips the step, which would go on unseen for ever."""
+    one = trainer(config(max_grad_norm=1.0))
+    steps = one.epoch()
+    next(steps)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    one.model.heads["pair_shared"].weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    with pytest.raises(
+        NonFiniteLossError, match=r"the qqp gradient's norm is inf at step 2 \(epoch 1\).*( qqp-train-00\d\d,?){5} and"
+    ):
+        next(steps)
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items()) and one.step == 1
+
+
 def test_heads_of_other_tasks_stay(config):
     """AdamW's momentum must not move a head on the steps of another task."""
     one = trainer(config())
