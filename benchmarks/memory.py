@@ -31,7 +31,7 @@ _LENGTH = 25  # tokens of a sentence
 def measure(recipe: str, shape: str, tokens: int) -> None:
     """Prints MB: weights, activations at the worst moment, the process's peak."""
     torch.manual_seed(0)
-    model = smartcs.MultitaskBert(encoder(shape, 30522)).train()
+    model = smartcs.MultitaskBert(encoder(shape)).train()
     objective = Objective(TrainConfig.from_dict({"recipe": recipe, "data": "none", "model": "none"}), model, 10)
     optimizer = smartcs.AdamW(model.parameters(), lr=1e-5)
     rows = [torch.randint(30522, (_LENGTH,)).tolist() for _ in range(tokens // _LENGTH)]
