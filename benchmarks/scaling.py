@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from results_io import RESULTS, Row, bf16_products, environment, ratio_quantiles, read, row, write
 from roof import PLAIN, Roof, measure, operations
-from setting import WORDS, mode
+from setting import WORDS, encoder, mode
 from timing import in_turns
 
 import smartcs
@@ -36,20 +36,10 @@ COLOURS = dict(zip(CANDIDATES, ("#1d3557", "#e76f51", "#8d99ae"), strict=True))
 PICTURE = RESULTS.parent.parent / "docs" / "scaling.png"
 
 
-def encoder(hidden: int) -> smartcs.BertModel:
-    """Two layers; heads of 32 channels as in MiniLM up to its width, of 64 as in BERT beyond."""
+def two_layers(hidden: int) -> smartcs.BertModel:
+    """With heads of 32 channels as in MiniLM up to its width, of 64 as in BERT beyond."""
     torch.manual_seed(0)
-    heads = hidden // (32 if hidden <= 384 else 64)
-    return smartcs.BertModel(
-        smartcs.BertConfig(
-            vocab_size=WORDS,
-            hidden_size=hidden,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=heads,
-            intermediate_size=4 * hidden,
-            pooling="mean",
-        )
-    ).train()
+    return encoder((LAYERS, hidden, hidden // (32 if hidden <= 384 else 64), 4 * hidden)).train()
 
 
 def batch_of(lengths: Sequence[int]) -> PackedBatch:
@@ -93,7 +83,7 @@ def point(
 ) -> list[Row]:
     """The rows of all candidates at one place of a sweep."""
     batch, tokens = batch_of(lengths), sum(lengths)
-    model = encoder(hidden)
+    model = two_layers(hidden)
     steps: dict[str, Callable[[], None]] = {}
     for name in arguments.candidates:
         steps[name] = peer_step(model, batch) if name == PEER else own_step(model, batch, name.split()[1])

@@ -21,9 +21,9 @@ SHAPES = {"tiny": (2, 64, 2, 128), "minilm": (6, 384, 12, 1536), "base": (12, 76
 WORDS = 30522  # the optimizer's time is that of the real vocabulary's table
 
 
-def encoder(shape: str, dropout: float = 0.1) -> smartcs.BertModel:
+def encoder(shape: str | tuple[int, int, int, int], dropout: float = 0.1) -> smartcs.BertModel:
     """An encoder of that shape with new weights, drawn from torch's default generator; mean pooling."""
-    layers, hidden, heads, inner = SHAPES[shape]
+    layers, hidden, heads, inner = SHAPES[shape] if isinstance(shape, str) else shape
     return smartcs.BertModel(
         smartcs.BertConfig(
             vocab_size=WORDS,

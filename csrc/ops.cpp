@@ -10,7 +10,7 @@ TORCH_LIBRARY(smartcs, m) {
   m.def(
       "adamw_step(Tensor(a!)[] params, Tensor?[] grads, Tensor?[] grad_rows, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] anchors, Tensor(f!)[] packed, "
-      "Tensor(g!)[] packed_t, Tensor(h!)[] anchor_packed, Tensor(i!)[] row_flags, float[] lr, float[] beta1, "
+      "Tensor(g!)[] packed_t, Tensor(h!)[] row_flags, float[] lr, float[] beta1, "
       "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight) -> Tensor norm");
 
   m.def(

@@ -13,9 +13,11 @@ from small_models import small_config
 
 import smartcs
 from smartcs import BertModel
+from smartcs._extension import extension_status
 from smartcs.data.examples import DataFolder, Examples
 from smartcs.data.formats import save_folder
 from smartcs.data.sample import sample_folder, sample_tokenizer
+from smartcs.ops.precision import has_bf16_products
 from smartcs.training.commandline import run_command
 
 # A shell's background jobs start with SIGINT ignored, and so would every process the tests start and interrupt.
@@ -26,6 +28,27 @@ SIZES = {"train": 48, "dev": 24, "test": 16}
 
 def first(examples: Examples, count: int) -> Examples:
     return replace(examples, ids=examples.ids[:count], texts=examples.texts[:count], labels=examples.labels[:count])
+
+
+@pytest.fixture(params=["reference", "fused"])
+def backend(request):
+    """Each backend in turn, the fused one where it is there."""
+    available, reason = extension_status()
+    if request.param == "fused" and not available:
+        pytest.skip(f"no fused ops: {reason}")
+    with smartcs.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fused_products():
+    """The name of fused bf16 products that are used, also on a machine where they are slower than float32."""
+    available, reason = extension_status()
+    if not available:
+        pytest.skip(f"no fused ops: {reason}")
+    torch.ops.smartcs.set_bf16_products("auto" if has_bf16_products() else "portable")
+    yield str(torch.ops.smartcs.bf16_products())
+    torch.ops.smartcs.set_bf16_products("auto")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 A test file describes each case as a ``Problem``; the functions here take it from there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -129,16 +129,26 @@ def threads(count: int) -> Iterator[None]:
 
 def instruction_sets() -> list[str]:
     """The kernel sets that were compiled in and that this CPU can run."""
+    return _runnable("instruction_set", ("baseline", "avx2", "avx512"))
+
+
+def bf16_products() -> list[str]:
+    """The ways to multiply bfloat16 that this machine has."""
+    return _runnable("bf16_products", ("amx", "avx512_bf16", "portable"), back="auto")
+
+
+def _runnable(setting: str, names: Sequence[str], back: str | None = None) -> list[str]:
     if not extension_status()[0]:
         return []
-    current, found = torch.ops.smartcs.instruction_set(), []
-    for name in ("baseline", "avx2", "avx512"):
+    found, choose = [], getattr(torch.ops.smartcs, f"set_{setting}")
+    back = getattr(torch.ops.smartcs, setting)() if back is None else back
+    for name in names:
         try:
-            torch.ops.smartcs.set_instruction_set(name)
+            choose(name)
             found.append(name)
         except RuntimeError:
             pass
-    torch.ops.smartcs.set_instruction_set(current)
+    choose(back)
     return found
 
 

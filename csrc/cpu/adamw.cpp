@@ -85,7 +85,7 @@ void set_scalars(AdamWTensor& tensor, double steps, double lr, double beta1, dou
 struct Lists {
   at::TensorList params;
   const OptionalTensors &grads, &grad_rows;
-  at::TensorList exp_avgs, exp_avg_sqs, steps, anchors, packed, packed_t, anchor_packed, row_flags;
+  at::TensorList exp_avgs, exp_avg_sqs, steps, anchors, packed, packed_t, row_flags;
   Doubles lr, beta1, beta2, eps, weight_decay;
 
   std::optional<at::Tensor> rows(size_t i) const { return grad_rows.empty() ? std::nullopt : grad_rows[i]; }
@@ -105,7 +105,6 @@ void check_lengths(const Lists& lists) {
   check(lists.anchors.size(), "anchors", true);
   check(lists.packed.size(), "packed", true);
   check(lists.packed_t.size(), "packed_t", true);
-  check(lists.anchor_packed.size(), "anchor_packed", true);
   check(lists.row_flags.size(), "row_flags", true);
   check(lists.lr.size(), "lr", false);
   check(lists.beta1.size(), "beta1", false);
@@ -139,8 +138,6 @@ Task task_of(const Lists& lists, size_t i, double anchor_weight) {
   }
   uint16_t* packed = checked_packed(lists.packed, "packed", i, parameter, false);
   uint16_t* packed_t = checked_packed(lists.packed_t, "packed_t", i, parameter, true);
-  uint16_t* anchor_packed = checked_packed(lists.anchor_packed, "anchor_packed", i, parameter, false);
-  if (task.tensor.anchor != nullptr) task.anchor_packed = anchor_packed;
   if (grad.has_value()) {
     rows.has_value() ? check_sparse(*grad, *rows, parameter, i)
                      : check_like(*grad, dtype, parameter.sizes(), kOp, name_of("grads", i).c_str());
@@ -162,11 +159,11 @@ Task task_of(const Lists& lists, size_t i, double anchor_weight) {
 
 at::Tensor adamw_step(at::TensorList params, const OptionalTensors& grads, const OptionalTensors& grad_rows,
                       at::TensorList exp_avgs, at::TensorList exp_avg_sqs, at::TensorList steps, at::TensorList anchors,
-                      at::TensorList packed, at::TensorList packed_t, at::TensorList anchor_packed,
-                      at::TensorList row_flags, Doubles lr, Doubles beta1, Doubles beta2, Doubles eps,
-                      Doubles weight_decay, std::optional<double> max_grad_norm, double anchor_weight) {
-  const Lists lists{params,   grads,         grad_rows, exp_avgs, exp_avg_sqs, steps, anchors, packed,
-                    packed_t, anchor_packed, row_flags, lr,       beta1,       beta2, eps,     weight_decay};
+                      at::TensorList packed, at::TensorList packed_t, at::TensorList row_flags, Doubles lr,
+                      Doubles beta1, Doubles beta2, Doubles eps, Doubles weight_decay,
+                      std::optional<double> max_grad_norm, double anchor_weight) {
+  const Lists lists{params,   grads,     grad_rows, exp_avgs, exp_avg_sqs, steps, anchors,     packed,
+                    packed_t, row_flags, lr,        beta1,    beta2,       eps,   weight_decay};
   check_lengths(lists);
   TORCH_CHECK_VALUE(anchor_weight >= 0 && anchor_weight <= 1, kOp, ": anchor_weight is ", anchor_weight,
                     ", expected 0 <= anchor_weight <= 1");

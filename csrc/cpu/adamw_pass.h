@@ -34,11 +34,11 @@ struct Task {
   const void* grad = nullptr;  // dense
   std::optional<SparseGradient> sparse;
   uint8_t* row_flags = nullptr;
-  uint16_t *packed = nullptr, *packed_t = nullptr, *anchor_packed = nullptr;
+  uint16_t *packed = nullptr, *packed_t = nullptr;
 
   bool updated() const { return grad != nullptr || sparse.has_value(); }
   int64_t element_size() const { return storage == kFloat32 ? 4 : 8; }
-  bool packs() const { return packed != nullptr || packed_t != nullptr || anchor_packed != nullptr; }
+  bool packs() const { return packed != nullptr || packed_t != nullptr; }
 };
 
 // Rows [begin, end) of a table with row flags or of a packed weight, elements otherwise.
@@ -144,10 +144,8 @@ inline void step_panel(const Task& task, int64_t begin, int64_t end) {
   step_span(task, begin * C, end * C);
   const Bf16Pack forward{C, rows, task.tensor.theta, task.packed};
   const Bf16Pack transposed{rows, C, task.tensor.theta, task.packed_t};
-  const Bf16Pack anchor{C, rows, task.tensor.anchor, task.anchor_packed};
   if (task.packed != nullptr) kernels.pack_turned(forward, begin / kPanel, begin / kPanel + 1);
   if (task.packed_t != nullptr) kernels.pack[0](transposed, begin / kDepthStep, ceil_div(end, kDepthStep));
-  if (task.anchor_packed != nullptr) kernels.pack_turned(anchor, begin / kPanel, begin / kPanel + 1);
 }
 
 inline void step_all(const std::vector<Task>& tasks) {

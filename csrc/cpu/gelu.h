@@ -13,19 +13,12 @@ namespace smartcs::SMARTCS_ISA {
 // exp(-z^2 / 2), as exp() in vec.h computes it; the argument has one sign, so one factor 2^n does. At most 1.1 ulp of
 // the exponential of the rounded square, zero below the smallest normal number.
 SMARTCS_INLINE Vec<float> bell_of(Vec<float> z) {
-  constexpr float kRound = 12582912.0f;
-  const Vec<float> x = z * z * -0.5f, shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  Vec<float> r = x - n * 0.693145752f;
-  r = r - n * 1.42860677e-6f;
-  Vec<float> y = r * 1.98412698e-4f + 1.38888889e-3f;
-  y = y * r + 8.33333333e-3f;
-  y = y * r + 4.16666667e-2f;
-  y = y * r + 1.66666667e-1f;
-  y = y * r + 0.5f;
-  y = y * (r * r) + r + 1.0f;
+  const Vec<float> x = z * z * -0.5f;
+  Vec<float> shifted;
+  const Vec<float> y = exp_of_rest(x, shifted);
   Vec<int32_t> bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3F800000;  // kRound's own bits leave on the left
+  bits = (bits << 23) + 0x3F800000;  // the bits of 1.5 * 2^23 leave on the left
   Vec<float> scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return x < -87.3365448f ? Vec<float>{} : y * scale;

@@ -216,11 +216,11 @@ SMARTCS_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts so that r is exact to float.
-// Results below the smallest normal number are zero, results above the largest are infinite; at most 1.1 ulp.
-SMARTCS_INLINE Vec<float> exp(Vec<float> x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-  const Vec<float> shifted = x * 1.44269504f + kRound;
+// exp(r), where x = n ln 2 + r, n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts so that r is exact to float. n
+// is left in the low mantissa bits of `shifted`, above those of 1.5 * 2^23.
+SMARTCS_INLINE Vec<float> exp_of_rest(Vec<float> x, Vec<float>& shifted) {
+  constexpr float kRound = 12582912.0f;
+  shifted = x * 1.44269504f + kRound;
   const Vec<float> n = shifted - kRound;
   Vec<float> r = x - n * 0.693145752f;
   r = r - n * 1.42860677e-6f;
@@ -229,7 +229,14 @@ SMARTCS_INLINE Vec<float> exp(Vec<float> x) {
   y = y * r + 4.16666667e-2f;
   y = y * r + 1.66666667e-1f;
   y = y * r + 0.5f;
-  y = y * (r * r) + r + 1.0f;
+  return y * (r * r) + r + 1.0f;
+}
+
+// exp(x) = 2^n exp(r). Results below the smallest normal number are zero, results above the largest are infinite; at
+// most 1.1 ulp.
+SMARTCS_INLINE Vec<float> exp(Vec<float> x) {
+  Vec<float> shifted;
+  Vec<float> y = exp_of_rest(x, shifted);
   Vec<int32_t> exponent;
   std::memcpy(&exponent, &shifted, sizeof exponent);
   // 2^n in two factors: n = 128 is not a float's exponent, yet exp(88.5) is a float.

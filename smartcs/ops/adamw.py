@@ -56,8 +56,9 @@ class AdamWTensors(NamedTuple):
         exp_avg, exp_avg_sq, step: its state, written; may be None without gradient. step is 0-dim, float32 or float64.
         settings: the numbers of its group.
         anchor: like the parameter, written; or None.
-        packed, packed_t, anchor_packed: the packed forms of the new values, see ``packed_weights``, written by the
-            fused op; or None. Only for parameters without sparse gradient.
+        packed, packed_t: the packed forms of the new values, see ``packed_weights``, written by the fused op; or None.
+            Only for parameters without sparse gradient. (The anchor's form is made when a product reads it: once in
+            three steps.)
         row_flags: (rows,) uint8, written; needed with a sparse gradient. HAS_MOMENTS must be set for every row whose
             moments are not 0, ANCHOR_DIFFERS for every row that does not equal its anchor, if there is one.
     """
@@ -71,7 +72,6 @@ class AdamWTensors(NamedTuple):
     anchor: Tensor | None = None
     packed: Tensor | None = None
     packed_t: Tensor | None = None
-    anchor_packed: Tensor | None = None
     row_flags: Tensor | None = None
 
 
@@ -155,14 +155,14 @@ def _check_sparse(index: int, entry: AdamWTensors, grad: Tensor) -> None:
 
 
 def _fused(tensors: Sequence[AdamWTensors], max_grad_norm: float | None, anchor_weight: float) -> Tensor | None:
-    parameters, grads, *state, settings, anchors, packed, packed_t, anchor_packed, flags = zip(*tensors, strict=True)
+    parameters, grads, *state, settings, anchors, packed, packed_t, flags = zip(*tensors, strict=True)
     rows: list[Tensor | None] = []
     values: list[Tensor | None] = []
     for grad in grads:
         sparse = grad is not None and grad.is_sparse
         rows.append(grad._indices()[0].contiguous() if sparse else None)
         values.append(None if grad is None else (grad._values() if sparse else grad).contiguous())
-    extras = (_present(some) for some in (anchors, packed, packed_t, anchor_packed, flags))
+    extras = (_present(some) for some in (anchors, packed, packed_t, flags))
     norm: Tensor = torch.ops.smartcs.adamw_step(
         parameters,
         values,

@@ -135,8 +135,6 @@ class AdamW(torch.optim.AdamW):
             if entry.packed is not None:
                 packed_weights.written(entry.parameter)
                 self.written_packed.add(entry.parameter)
-            if entry.anchor_packed is not None and entry.anchor is not None:
-                packed_weights.written(entry.anchor)
             if entry.row_flags is not None:
                 self._rows[entry.parameter].seen(entry)
         if anchor is not None:
@@ -190,12 +188,7 @@ class AdamW(torch.optim.AdamW):
         if not fused or parameter.dim() != 2 or parameter.dtype != torch.float32:
             return entry
         own = packed_weights.buffers(parameter) if entry.grad is not None else None
-        if own is not None:
-            entry = entry._replace(packed=own[0], packed_t=own[1])
-        followers = None if entry.anchor is None else packed_weights.buffers(entry.anchor)
-        if followers is not None and followers[1] is None:
-            entry = entry._replace(anchor_packed=followers[0])
-        return entry
+        return entry if own is None else entry._replace(packed=own[0], packed_t=own[1])
 
 
 class _TableRows:

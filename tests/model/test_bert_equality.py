@@ -5,7 +5,6 @@ against three products, own kernels against PyTorch's.
 """
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 import torch
 import transformers
 
-import smartcs
-from smartcs._extension import extension_status
 from smartcs.data.packing import PackedBatch
 from smartcs.model.bert import BertConfig, BertModel
 from smartcs.model.hf_config import config_from_hf
@@ -36,15 +33,6 @@ TEXTS: dict[str, list[str] | list[tuple[str, str]]] = {
         ("Why is the sky blue?", LONG[:600]),
     ],
 }
-
-
-@pytest.fixture(params=["reference", "fused"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    available, reason = extension_status()
-    if request.param == "fused" and not available:
-        pytest.skip(f"no fused ops: {reason}")
-    with smartcs.backend(request.param):
-        yield request.param
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """BERT in bf16 mode: near its own float32 outputs, and as near to the truth as the reference of that mode is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,7 @@ from op_harness import Calls, integers
 
 import smartcs
 from smartcs import BertConfig, BertModel, DropoutKey, PackedBatch
-from smartcs._extension import extension_status
 from smartcs.ops import input_gradients_only
-from smartcs.ops.precision import has_bf16_products
 
 # Of a hidden state's relative error (2-norms over all tokens). A product's operands, rounded to nearest, are each off
 # by u / sqrt 12 in the mean, u = 2^-7 the spacing at worst and 0.72 of it on average: together 0.72 u / sqrt 6 = 2.3e-3
@@ -23,27 +20,6 @@ from smartcs.ops.precision import has_bf16_products
 # (in fact a sublayer is the smaller part of its residual sum).
 RELATIVE = 2.3e-3
 KEY = DropoutKey(3, 1)
-
-
-@pytest.fixture(params=["reference", "fused"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    available, reason = extension_status()
-    if request.param == "fused" and not available:
-        pytest.skip(f"no fused ops: {reason}")
-    with smartcs.backend(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def fused_products() -> Iterator[None]:
-    """Fused bf16 products, also where they are slower than float32."""
-    available, reason = extension_status()
-    if not available:
-        pytest.skip(f"no fused ops: {reason}")
-    with smartcs.backend("fused"):
-        torch.ops.smartcs.set_bf16_products("auto" if has_bf16_products() else "portable")
-        yield
-    torch.ops.smartcs.set_bf16_products("auto")
 
 
 def small_model(dtype=torch.float32) -> BertModel:
@@ -111,7 +87,7 @@ def test_float64_is_left_alone(backend: str) -> None:
     assert all(torch.equal(same[name], value) for name, value in exact.items())
 
 
-def test_compiles_as_one_graph(fused_products: None) -> None:
+def test_compiles_as_one_graph(fused_products: str) -> None:
     model = small_model()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with smartcs.precision("bf16"):
@@ -121,7 +97,7 @@ def test_compiles_as_one_graph(fused_products: None) -> None:
     assert model.layers[0].qkv.weight.grad is not None
 
 
-def test_what_lies_between_products_is_stored_in_bfloat16(fused_products: None) -> None:
+def test_what_lies_between_products_is_stored_in_bfloat16(fused_products: str) -> None:
     with smartcs.precision("bf16"), Calls() as calls:
         small_model()(BATCH, KEY)
     made = [(name, arguments[0].dtype) for name, arguments in calls.made if arguments and name != "pack_weight"]
@@ -132,7 +108,7 @@ def test_what_lies_between_products_is_stored_in_bfloat16(fused_products: None) 
     assert made == [("embedding_fwd", torch.int64), *layer * 3, (linear, wide)]
 
 
-def test_activations_take_half_the_room(fused_products: None) -> None:
+def test_activations_take_half_the_room(fused_products: str) -> None:
     model, kept = small_model(), {}
     for name in ("fp32", "bf16"):
         with smartcs.precision(name), ActivationMeter(model.parameters()) as meter:
@@ -146,7 +122,7 @@ def test_activations_take_half_the_room(fused_products: None) -> None:
         assert out.last_hidden_state.requires_grad and 0 < meter.live < 0.9 * kept["bf16"]
 
 
-def test_weights_are_packed_once_for_all_passes_of_a_step(fused_products: None) -> None:
+def test_weights_are_packed_once_for_all_passes_of_a_step(fused_products: str) -> None:
     model = small_model()
     with smartcs.precision("bf16"), Calls() as calls:
         for _ in range(2):

@@ -150,13 +150,13 @@ def test_packed_copies(fused, shape, has_grad):
     """The bits that pack_weight gives for the new values."""
     pack = torch.ops.smartcs.pack_weight
     p, a = normal(*shape, seed=1).float(), normal(*shape, seed=2).float()
-    forms = pack(p, False), pack(p, True), pack(a, False)
+    forms = pack(p, False), pack(p, True)
     grad = normal(*shape, seed=3).float() if has_grad else None
     e = AdamWTensors(p, grad, torch.zeros_like(p), torch.zeros_like(p), torch.zeros(()), SETTINGS[0], a, *forms)
     old = p.clone()
     adamw([e], anchor_weight=0.3)
     assert torch.equal(p, old) != has_grad
-    for form, expected in zip(forms, (pack(p, False), pack(p, True), pack(a, False)), strict=True):
+    for form, expected in zip(forms, (pack(p, False), pack(p, True)), strict=True):
         assert torch.equal(form.view(torch.int16), expected.view(torch.int16))
 
 
@@ -241,7 +241,7 @@ def arguments(**change):
     given = {
         "params": [p], "grads": [torch.ones(2, 4)], "grad_rows": [torch.tensor([1, 3])], "exp_avgs": [p.clone()],
         "exp_avg_sqs": [p.abs()], "steps": [torch.zeros(())], "anchors": [p.clone()], "packed": [], "packed_t": [],
-        "anchor_packed": [], "row_flags": [torch.zeros(6, dtype=torch.uint8)], "lr": [0.1], "beta1": [0.9],
+        "row_flags": [torch.zeros(6, dtype=torch.uint8)], "lr": [0.1], "beta1": [0.9],
         "beta2": [0.99], "eps": [1e-6], "weight_decay": [0.1], "max_grad_norm": 1.0, "anchor_weight": 0.5,
     }  # fmt: skip
     return list((given | change).values())

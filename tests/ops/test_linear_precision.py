@@ -10,6 +10,7 @@ from error_budget import BudgetExceeded, check
 from op_harness import (
     Calls,
     Problem,
+    bf16_products,
     check_budget,
     check_compiled,
     check_equal,
@@ -23,7 +24,6 @@ from op_harness import (
 )
 from torch.autograd.graph import saved_tensors_hooks
 
-from smartcs._extension import extension_status
 from smartcs.ops import bias_gelu, input_gradients_only, linear
 from smartcs.ops.precision import precision
 
@@ -34,22 +34,7 @@ EMPTY = [((0, 16), 4, True), ((2, 0, 16), 4, False), ((3, 16), 0, True)]
 LOW = torch.bfloat16
 
 
-def products() -> list[str]:
-    """The ways to multiply that this machine has."""
-    if not extension_status()[0]:
-        return []
-    found = []
-    for name in ("amx", "avx512_bf16", "portable"):
-        try:
-            torch.ops.smartcs.set_bf16_products(name)
-            found.append(name)
-        except RuntimeError:
-            pass
-    torch.ops.smartcs.set_bf16_products("auto")
-    return found
-
-
-@pytest.fixture(params=[*products(), "reference"])
+@pytest.fixture(params=[*bf16_products(), "reference"])
 def multiplied(request):
     """The backend, with each kind of products in turn."""
     if request.param == "reference":
@@ -59,14 +44,6 @@ def multiplied(request):
     request.getfixturevalue("fused")
     torch.ops.smartcs.set_bf16_products(request.param)
     yield "fused"
-    torch.ops.smartcs.set_bf16_products("auto")
-
-
-@pytest.fixture
-def rounded_fused(fused):
-    """The fused products, also where they are slower than float32."""
-    torch.ops.smartcs.set_bf16_products("portable" if "none" in torch.ops.smartcs.bf16_products() else "auto")
-    yield
     torch.ops.smartcs.set_bf16_products("auto")
 
 
@@ -188,17 +165,17 @@ def test_reference_can_be_differentiated_twice(reference):
     assert torch.nn.functional.cosine_similarity(second.double().flatten(), truth.flatten(), dim=0) > 0.999
 
 
-def test_fused_cannot(rounded_fused):
+def test_fused_cannot(fused, fused_products):
     x = normal(4, 6).float().requires_grad_()
     with pytest.raises(RuntimeError, match="fused ops are differentiable once"):
         torch.autograd.grad(in_bf16(x, normal(3, 6).float()).sum(), x, create_graph=True)
 
 
-def test_threads(rounded_fused):
+def test_threads(fused, fused_products):
     check_threads(problem((300, 96), 128, activation="gelu", stored=LOW))
 
 
-def test_strided(rounded_fused):
+def test_strided(fused, fused_products):
     check_strided(problem((9, 12), 5, activation="gelu"))
     check_strided(problem((3, 4, 5), 6))
 
@@ -221,7 +198,7 @@ def saved(run) -> dict[str, int]:
     return kept
 
 
-def test_keeps_bfloat16_alone(rounded_fused):
+def test_keeps_bfloat16_alone(fused, fused_products):
     """x and z, and the weight, which is there anyway; without weight gradients no x, with nothing wanted nothing."""
     x, weight = normal(50, 64).float().requires_grad_(), normal(30, 64).float().requires_grad_()
     run = partial(in_bf16, x, weight, activation="gelu")
@@ -233,7 +210,7 @@ def test_keeps_bfloat16_alone(rounded_fused):
     assert saved(partial(in_bf16, x.detach(), weight)) == {"bfloat16": 50 * 64}
 
 
-def test_a_weight_that_changed_before_the_backward_pass_is_noticed(rounded_fused):
+def test_a_weight_that_changed_before_the_backward_pass_is_noticed(fused, fused_products):
     x, weight = normal(5, 8).float().requires_grad_(), torch.nn.Parameter(normal(3, 8).float())
     y = in_bf16(x, weight)
     with torch.no_grad():
@@ -291,7 +268,7 @@ def test_raw_ops(fused, keep):
         check_raw("linear_bf16_bwd", values["grad_y"], *arguments)
 
 
-def test_only_what_is_asked_for(rounded_fused):
+def test_only_what_is_asked_for(fused, fused_products):
     p = problem((9, 12), 5)
     for wanted in (("x",), ("weight",), ("bias",), ("x", "bias")):
         with Calls() as calls:

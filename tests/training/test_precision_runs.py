@@ -19,17 +19,6 @@ WHY = "none: this CPU multiplies them no faster"
 
 
 @pytest.fixture
-def some_products():
-    """Fused bf16 products that runs take, also where they are slower than float32."""
-    available, reason = extension_status()
-    if not available:
-        pytest.skip(f"no fused ops: {reason}")
-    torch.ops.smartcs.set_bf16_products("auto" if mode.has_bf16_products() else "portable")
-    yield str(torch.ops.smartcs.bf16_products())
-    torch.ops.smartcs.set_bf16_products("auto")
-
-
-@pytest.fixture
 def no_products(monkeypatch):
     monkeypatch.setattr(mode, "bf16_products", lambda: WHY)
 
@@ -38,15 +27,15 @@ def saved(result) -> dict:
     return json.loads((result.folder / "metrics.json").read_text())
 
 
-def test_a_run_in_bf16(config, quiet_train, some_products):
+def test_a_run_in_bf16(config, quiet_train, fused_products):
     """Metrics name what multiplied; losses are fp32's but for the rounding, in SMART and Bregman steps, too."""
     values = {"recipe": "smart-bregman", "cycles": 3}
     metrics = {
         name: saved(quiet_train(config(**values, precision=name, output=None, overwrite=True)))
         for name in ("bf16", "fp32")
     }
-    assert (metrics["bf16"]["precision"], metrics["bf16"]["products"]) == ("bf16", some_products)
-    assert metrics["fp32"]["precision"] == "fp32" and metrics["fp32"]["products"] != some_products
+    assert (metrics["bf16"]["precision"], metrics["bf16"]["products"]) == ("bf16", fused_products)
+    assert metrics["fp32"]["precision"] == "fp32" and metrics["fp32"]["products"] != fused_products
     assert smartcs.get_precision() == "fp32"
     for figures in ("train_losses", "dev_losses"):
         low, exact = (metrics[name]["epochs"][0][figures] for name in ("bf16", "fp32"))
@@ -83,7 +72,7 @@ def test_the_reference_rounds(config, quiet_train):
     assert low["epochs"][0]["train_losses"] != exact["epochs"][0]["train_losses"]
 
 
-def test_steps_of_both_backends_agree_in_bf16(config, some_products):
+def test_steps_of_both_backends_agree_in_bf16(config, fused_products):
     """Weights after nine steps and how far they moved (0.31 of it: Adam makes whole steps of small gradients)."""
     ends = {}
     for name in ("fused", "reference"):
@@ -99,7 +88,7 @@ def test_steps_of_both_backends_agree_in_bf16(config, some_products):
     assert (ends["fused"] - ends["reference"]).norm() < 0.5 * moved
 
 
-def test_the_inner_loop_of_a_run_is_exact(config, some_products, monkeypatch):
+def test_the_inner_loop_of_a_run_is_exact(config, fused_products, monkeypatch):
     settings = config(recipe="smart")
     model = build_model(settings)
     objective = Objective(settings, model, steps=3)
@@ -129,7 +118,7 @@ def finished(config, quiet_train):
     return quiet_train(config(cycles=1)).folder
 
 
-def test_evaluate_and_predict(command, finished, some_products):
+def test_evaluate_and_predict(command, finished, fused_products):
     code, exact, _ = command("evaluate", finished, "--json")
     assert code == 0 and json.loads(exact)["precision"] == "fp32"
     code, low, errors = command("evaluate", finished, "--json", "--precision", "bf16")
@@ -150,7 +139,7 @@ def test_commands_without_fast_products(command, finished, no_products, name):
     assert code == 0 and errors.count("this CPU multiplies them no faster") == 1
 
 
-def test_pretraining(command, config, encoder_folder, data_folder, tmp_path, some_products):
+def test_pretraining(command, config, encoder_folder, data_folder, tmp_path, fused_products):
     arguments = ["--model", encoder_folder, "--data", data_folder, "--epochs", 1, "--cycles", 1, "--no-report"]
     found = {}
     for name in ("bf16", "fp32"):
@@ -159,7 +148,7 @@ def test_pretraining(command, config, encoder_folder, data_folder, tmp_path, som
         assert code == 0
         found[name] = json.loads((folder / "metrics.json").read_text())
         assert f"{found[name]['precision']} products by {found[name]['products']}" in said.replace("\n", " ")
-    assert (found["bf16"]["precision"], found["bf16"]["products"]) == ("bf16", some_products)
+    assert (found["bf16"]["precision"], found["bf16"]["products"]) == ("bf16", fused_products)
     assert found["bf16"]["mlm_loss"] == pytest.approx(found["fp32"]["mlm_loss"], rel=0.01)
     assert found["bf16"]["mlm_loss"] != found["fp32"]["mlm_loss"]
 
