@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from smartcs.experiments.figures import EXPERIMENTS, Experiment, Row
+from smartcs.experiments.figures import Experiment, Row
 from smartcs.experiments.jobs import Options
 from smartcs.experiments.runner import Reproduction, reproduce
+from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.training.commandline import UsageError, run_command
-from smartcs.training.config import TrainConfig
+from smartcs.training.config import TrainConfig, flat
 from smartcs.training.memory import keep_freed_memory
 from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA
 
 _INTRODUCTION = """\
-Run the rows of one of the paper's tables and set our figures beside the paper's.
+Run the rows of one of the paper's tables, or of an experiment of ours, and set our figures beside the paper's.
 
 Without --data every row trains on a small embedded sample of synthetic English.
 
@@ -37,6 +39,11 @@ Beside them each run has a folder of its own, ROW/seed-SEED.
 Experiments and their rows, after "extra" those that run only where they are asked for:
 """
 _WIDTH = 92
+# Settings that are flags of this command, or not its user's to choose.
+_FLAGS = frozenset(
+    {"fused", "recipe", "data", "model", "output", "overwrite", "epochs", "cycles", "seed", "report"}
+    | {"pretrain.epochs", "pretrain.cycles"}
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class ReproduceConfig:
     """What to reproduce."""
 
     experiment: Annotated[
-        Literal["figure2", "figure3", "figure6", "figure7", "figure8", "lambda", "pretrain"],
+        Literal[
+            "figure2", "figure3", "figure6", "figure7", "figure8", "lambda", "pretrain", "settings", "methods", "parts"
+        ],
         Positional,
         arg(metavar="EXPERIMENT"),
     ]
-    """figure2, figure3, figure6, figure7, figure8, lambda or pretrain, see above."""
+    """One of the experiments above."""
     rows: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="(default: all but the extra ones)")] = None
     """Rows to run, by their names above, joined by commas."""
     extra: Annotated[bool, FlagCreatePairsOff] = False
@@ -74,6 +83,10 @@ class ReproduceConfig:
     """Epochs of additional pretraining; not for the rows that are about another number of them."""
     pretrain_cycles: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")] = None
     """Cycles per epoch of additional pretraining."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="(default: none)")] = ()
+    """Other settings of every row, by their names in metrics.json: precision=bf16 pooling=mean smart.weight=5."""
+    jobs: int = 1
+    """Runs at a time, in processes of their own that share the cores; figures are the same, times are longer."""
     fused: bool = True
     """Run the compiled C++ ops; --no-fused runs their PyTorch reference, which learns the same."""
     report: bool = True
@@ -96,6 +109,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Experiment, list[Row], Op
     for flag, text in (("--output", config.output), ("--reuse", config.reuse)):
         if text == "":
             raise UsageError(f"{flag} is empty, expected a folder")
+    if config.jobs < 1:
+        raise UsageError(f"--jobs is {config.jobs}, expected an integer of at least 1")
     words = sys.argv[1:] if arguments is None else arguments
     options = Options(
         output=Path(config.output or f"runs/{experiment.name}"),
@@ -107,6 +122,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Experiment, list[Row], Op
         cycles=config.cycles,
         pretrain_epochs=config.pretrain_epochs,
         pretrain_cycles=config.pretrain_cycles,
+        settings=_settings(config.set),
+        jobs=config.jobs,
         report=config.report,
         overwrite=config.overwrite,
         reuse=None if config.reuse is None else Path(config.reuse).expanduser(),
@@ -135,6 +152,23 @@ def _rows(experiment: Experiment, names: str | None, extra: bool) -> list[Row]:
         if name not in known:
             raise UsageError(f"--rows names {name!r}, expected some of {', '.join(known)}, joined by commas")
     return [row for row in experiment.rows if row.name in chosen or (extra and row.extra)]
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Values as JSON has them, all else as text: warmup=60, holdout=0.1, pooling=mean."""
+    settings: dict[str, Any] = {}
+    known = flat(TrainConfig())
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in known or name in _FLAGS:
+            names = ", ".join(key for key in known if key not in _FLAGS)
+            raise UsageError(f"--set names {text!r}, expected NAME=VALUE with a name among {names}")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
 
 
 def _seeds(text: str) -> tuple[int, ...]:

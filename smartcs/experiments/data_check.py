@@ -10,6 +10,7 @@ from typing import Any
 from smartcs.data.encode import EncodedTask, data_digest
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
+from smartcs.ops.precision import arithmetic, precision
 from smartcs.training.config import TrainConfig
 from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.setup import build_model, encode_split, load_data
@@ -65,7 +66,8 @@ def warm_up(config: TrainConfig, contents: Contents) -> int | None:
     Raises:
         DataError, ModelSourceError, CheckpointError: as the run itself would.
     """
-    with backend("fused" if config.fused else "reference"), stop_on_signals() as stop:
+    chosen = arithmetic(config.precision).precision
+    with backend("fused" if config.fused else "reference"), precision(chosen), stop_on_signals() as stop:
         model = build_model(config)
         encoded = _encode(config, model)
         _remember(config, encoded, contents)
@@ -79,7 +81,7 @@ def warm_up(config: TrainConfig, contents: Contents) -> int | None:
 
 
 def _encode(config: TrainConfig, model: MultitaskBert) -> dict[str, dict[str, EncodedTask]]:
-    data = load_data(config.data, tasks=config.trained_tasks)
+    data = load_data(config.data, tasks=config.trained_tasks, holdout=config.holdout)
     splits = {"train": data.train, "dev": data.dev, "test": data.test}
     return {name: encode_split(model, split, config.max_length) for name, split in splits.items()}
 
@@ -91,4 +93,4 @@ def _remember(config: TrainConfig, encoded: Mapping[str, Mapping[str, EncodedTas
 
 
 def _key(config: TrainConfig) -> Hashable:
-    return config.data, config.model, config.max_length, config.trained_tasks
+    return config.data, config.model, config.max_length, config.trained_tasks, config.holdout

@@ -1,5 +1,7 @@
 """What every table of the paper consists of: its rows as recipes and settings, and the figures it prints.
 
+`smartcs.experiments.studies` has the experiments that are ours, and `EXPERIMENTS`, which lists both.
+
 Source: the SMARTCS paper, figures 2, 3, 6, 7, 8 and section 5.2; the figures themselves are in
 `smartcs.training.paper`. Rows marked `extra` are not in the paper's table; they run where they are asked for. A
 baseline that the table does not have runs by itself, for the time ratios.
@@ -72,23 +74,25 @@ def _times(recipe: str) -> dict[str, float]:
     return {"seconds_per_epoch": total, "time_ratio": ratio}
 
 
-def _system(recipe: str, label: str = "") -> Row:
+def system(recipe: str, label: str = "") -> Row:
     """A system of figures 2 and 8 with its dev figures and run time."""
     values = paper.DEV[recipe].as_dict() | _times(recipe)
     return Row(recipe, label or paper.NAMES[recipe], recipe, paper=values)
 
 
-_ADVERSARIAL = (
+ADVERSARIAL = (
     Row("smart-adv", "SMART Loss, adversarial step", "smart-adv", extra=True),
     Row("smart-adv-bregman", "SMART Loss, adversarial step, Bregman", "smart-adv-bregman", extra=True),
 )
+"""The recipes that the paper does not have."""
+
 _FOR_RATIOS = "not in the paper's table; the time ratios need it"
-_BASELINE = Row("baseline", paper.NAMES["baseline"], paper=_system("baseline").paper, note=_FOR_RATIOS)
+_BASELINE = Row("baseline", paper.NAMES["baseline"], paper=system("baseline").paper, note=_FOR_RATIOS)
 
 _FIGURE_2 = Experiment(
     "figure2",
     "Figure 2: development set performance of all approaches",
-    (*map(_system, paper.FIGURE_2), *_ADVERSARIAL),
+    (*map(system, paper.FIGURE_2), *ADVERSARIAL),
     baseline="baseline",
     notes=("The paper's seconds per epoch: its total execution time over its ten epochs.",),
 )
@@ -111,7 +115,7 @@ _FIGURE_3 = Experiment(
             for recipe in paper.FIGURE_3
         ),
         Row("baseline", paper.NAMES["baseline"], paper=_times("baseline"), note=_FOR_RATIOS),
-        *_ADVERSARIAL,
+        *ADVERSARIAL,
     ),
     baseline="baseline",
     split="test",
@@ -153,7 +157,7 @@ _FIGURE_7 = Experiment(
 _FIGURE_8 = Experiment(
     "figure8",
     "Figure 8: SMART beside other regularisers, with the run time of an epoch",
-    (*(_system(recipe, _FIGURE_8_NAMES.get(recipe, "")) for recipe in paper.FIGURE_8), *_ADVERSARIAL),
+    (*(system(recipe, _FIGURE_8_NAMES.get(recipe, "")) for recipe in paper.FIGURE_8), *ADVERSARIAL),
     baseline="baseline",
 )
 
@@ -168,7 +172,7 @@ _LAMBDA = Experiment(
                 f"SMART on all, lambda {weight:g}",
                 "smart-all",
                 settings={"smart.weight": weight},
-                paper=_system("smart-all").paper if weight == paper.CHOSEN_SMART_WEIGHT else {},
+                paper=system("smart-all").paper if weight == paper.CHOSEN_SMART_WEIGHT else {},
                 note="the paper's: figure 8, SMART Loss Default" if weight == paper.CHOSEN_SMART_WEIGHT else "",
             )
             for weight in paper.SMART_WEIGHTS
@@ -191,7 +195,7 @@ CHOSEN_PRETRAINING: dict[str, Any] = {
 
 def _pretraining(name: str, label: str, changed: Mapping[str, Any], *, extra: bool = False, note: str = "") -> Row:
     """A row of the sweeps: the chosen pretraining but for what is changed, then the baseline's fine-tuning."""
-    published = {} if changed else _system("pretrain").paper
+    published = {} if changed else system("pretrain").paper
     return Row(name, label, "pretrain", {**CHOSEN_PRETRAINING, **changed}, published, extra, note)
 
 
@@ -226,7 +230,5 @@ _PRETRAIN = Experiment(
     ),
 )
 
-EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment
-    for experiment in (_FIGURE_2, _FIGURE_3, _FIGURE_6, _FIGURE_7, _FIGURE_8, _LAMBDA, _PRETRAIN)
-}
+TABLES = (_FIGURE_2, _FIGURE_3, _FIGURE_6, _FIGURE_7, _FIGURE_8, _LAMBDA, _PRETRAIN)
+"""The paper's, in its order."""

@@ -19,7 +19,7 @@ from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.pretrain_run import SETTINGS
-from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name
+from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name, recipe_values
 from smartcs.training.run_folder import METRICS, PRETRAINED
 
 PRETRAINING = "pretraining.json"
@@ -48,7 +48,9 @@ class Options:
         pretrain_epochs, pretrain_cycles: the same of additional pretraining, for the rows that have it.
         report: write pages, of every run and of the reproduction.
         overwrite: replace finished runs of other settings.
+        settings: other values of `TrainConfig` by name, for every row.
         reuse: another reproduction's folder, whose finished runs of equal settings are taken as they are.
+        jobs: runs at a time; more than one run in processes of their own.
         command: what made the tables, quoted in them.
         contents: what the data holds, as far as this command has looked.
     """
@@ -64,7 +66,9 @@ class Options:
     pretrain_cycles: int | None = None
     report: bool = True
     overwrite: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     reuse: Path | None = None
+    jobs: int = 1
     command: str = ""
     contents: Contents = field(default_factory=dict, compare=False, repr=False)
 
@@ -142,14 +146,17 @@ def _make_job(row: Row, seed: int, options: Options, asked_for: bool) -> Job:
     if row.pretrains:
         chosen |= {"pretrain.epochs": options.pretrain_epochs, "pretrain.cycles": options.pretrain_cycles}
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    what_it_is = {**recipe_values(row.recipe), **row.settings}
     swept = [name for name in chosen if row.settings.get(name) != CHOSEN_PRETRAINING.get(name) and name in row.settings]
+    swept += [name for name in options.settings if name in what_it_is]
     for name in swept:
         if asked_for:
+            flag = f"--set {name}" if name in options.settings else f"--{name.replace('.', '-')}"
             raise UsageError(
-                f"--{name.replace('.', '-')} would replace what row {row.name} is about ({name} {row.settings[name]}): "
+                f"{flag} would replace what row {row.name} is about ({name} {what_it_is[name]}): "
                 "leave it out, or choose other --rows"
             )
-        del chosen[name]
+    chosen = {name: value for name, value in {**options.settings, **chosen}.items() if name not in swept}
     place = f"{row.name}/seed-{seed}"
     common = {"data": _data(options.data), "model": _model(options.model), "seed": seed, "fused": options.fused}
     output = {"output": str(options.output / place), "overwrite": True, "report": options.report}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from smartcs import info
 from smartcs.experiments.figures import Experiment, Row
 from smartcs.experiments.jobs import Job, Options, Outcome
+from smartcs.experiments.paired import Difference
 from smartcs.report.comparison import QUANTITIES, ComparisonRow
 from smartcs.training import paper
 from smartcs.training.config import flat
@@ -33,6 +34,7 @@ class RowResult:
         values: means, spreads and the paper's figures; its note says all that a page must.
         note: what a table must say that has a column for the time of pretraining.
         pretrain_seconds: mean time of the additional pretraining; None where there was none.
+        differences: from the baseline's runs of the same seeds, by quantity; see `smartcs.experiments.differences`.
     """
 
     row: Row
@@ -40,6 +42,7 @@ class RowResult:
     values: ComparisonRow
     note: str
     pretrain_seconds: float | None
+    differences: Mapping[str, Difference] = field(default_factory=dict)
 
     @property
     def job(self) -> Job:
@@ -296,6 +299,7 @@ def _row_dict(result: RowResult, results: Results) -> dict[str, Any]:
         "mean": dict(values.mean),
         "std": dict(values.std),
         "paper": dict(values.paper),
+        "difference": {name: asdict(value) for name, value in result.differences.items()},
         "pretrain_seconds": result.pretrain_seconds,
         "smart": values.smart,
         "anchor_divergence": values.anchor_divergence,

@@ -5,27 +5,28 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from time import perf_counter
 
 from rich.console import Console
 
 from smartcs.experiments.data_check import warm_up
+from smartcs.experiments.differences import with_differences
 from smartcs.experiments.earlier import earlier_runs
 from smartcs.experiments.figures import Experiment, Row
-from smartcs.experiments.jobs import PRETRAINING, Job, Options, Outcome, Stage, find, find_stage, make_jobs
+from smartcs.experiments.jobs import Job, Options, Outcome, find, make_jobs
 from smartcs.experiments.results import RESULTS, Results, collect, write_page
+from smartcs.experiments.running import Interrupted, in_processes, run_job
 from smartcs.experiments.tables import console_table, lines_below, write_tables
-from smartcs.model.files import json_writer, read_json, write_files
+from smartcs.model.files import read_json
 from smartcs.training.commandline import UsageError
 from smartcs.training.plan import SMALL_MODEL_NOTICE
-from smartcs.training.pretrain_run import pretrain_run
 from smartcs.training.progress import clock
 from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
-from smartcs.training.run import train
 from smartcs.training.run_folder import CONFIG, METRICS, choose_folder
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.tables import figures_line
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,6 @@ class Reproduction:
 
     results: Results
     signal: int | None = None
-
-
-class _Interrupted(Exception):
-    """A run has been stopped by a signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def reproduce(
@@ -110,19 +103,44 @@ class _Runner:
         self._announce()
         number: int | None = None
         try:
-            for at, job in enumerate(self.jobs):
-                if self.outcomes[at].state == "not finished":
-                    self._say_where(at)
-                    self._run(job)
-                    self.outcomes[at] = find(job, self.options)
-                    write_tables(self._results())
-        except _Interrupted as stop:
+            (self._one_by_one if self.options.jobs == 1 else self._several_at_a_time)()
+        except Interrupted as stop:
             number = stop.number
         except KeyboardInterrupt:
             number = signal.SIGINT
-        results = self._results()
+        results = with_differences(self._results())
         self._finish(results, number)
         return Reproduction(results, number)
+
+    def _one_by_one(self) -> None:
+        for at, job in enumerate(self.jobs):
+            if self.outcomes[at].state != "not finished":
+                continue
+            self._say_where(at)
+            if not self.warm:
+                number, self.warm = warm_up(job.from_the_start, self.options.contents), True
+                if number is not None:
+                    raise Interrupted(number)
+            run_job(job, self.options, self.console, partial(self._say, style="bold"))
+            self._ended(at)
+
+    def _several_at_a_time(self) -> None:
+        places = {job.place: at for at, job in enumerate(self.jobs)}
+        waiting = [job for job in self.jobs if self.outcomes[places[job.place]].state == "not finished"]
+        begin, count = perf_counter(), len(waiting)
+        if waiting:
+            self._say(f"{count} runs to do, {self.options.jobs} at a time")
+        for done, (job, _) in enumerate(in_processes(waiting, self.options, self._say), start=1):
+            at = places[job.place]
+            self._ended(at)
+            outcome, passed = self.outcomes[at], perf_counter() - begin
+            figures = figures_line(outcome.metrics["dev"]) if outcome.metrics else outcome.state
+            left = passed / done * (count - done)
+            self._say(f"  {job.place}: {figures}; {done} of {count} after {clock(passed)}, about {clock(left)} left")
+
+    def _ended(self, at: int) -> None:
+        self.outcomes[at] = find(self.jobs[at], self.options)
+        write_tables(self._results())
 
     def _results(self) -> Results:
         return collect(self.experiment, [*self.outcomes, *self.earlier], self.options, self.left_out)
@@ -167,48 +185,6 @@ class _Runner:
         left = sum(fmean(times.get(job.row.name, everything)) for job in to_come)
         missing = {job.stage.place for job in to_come if job.stage} - set(stages)
         return left + len(missing) * fmean(list(stages.values()) or everything)
-
-    def _run(self, job: Job) -> None:
-        """One run, and the pretraining before it where that is not there yet."""
-        folder = self.options.output / job.place
-        if not self.warm:
-            number, self.warm = warm_up(job.from_the_start, self.options.contents), True
-            if number is not None:
-                raise _Interrupted(number)
-        if job.stage is None:
-            self._train(job)
-            return
-        pretraining = self._pretrain(job.stage)
-        if pretraining["diverged"]:
-            return
-        (folder / PRETRAINING).unlink(missing_ok=True)
-        self._train(job)
-        # Last: without it the run does not count, so that none is ever taken for one from another encoder.
-        write_files(folder, {PRETRAINING: json_writer(pretraining)})
-
-    def _train(self, job: Job) -> None:
-        try:
-            result = train(job.config, self.console)
-        except NonFiniteLossError as error:
-            self._say(f"{job.place} diverged: {error}", style="bold")
-            return
-        if result.signal is not None:
-            raise _Interrupted(result.signal)
-
-    def _pretrain(self, stage: Stage) -> dict[str, Any]:
-        metrics = find_stage(stage, self.options)
-        if metrics is None:
-            self._say(f"additional pretraining, into {self.options.output / stage.place}")
-            try:
-                result = pretrain_run(stage.config, self.console)
-            except NonFiniteLossError as error:
-                self._say(f"{stage.place} diverged: {error}", style="bold")
-            else:
-                if result.signal is not None:
-                    raise _Interrupted(result.signal)
-            metrics = find_stage(stage, self.options)
-            assert metrics is not None  # it has just been written
-        return metrics
 
     def _finish(self, results: Results, number: int | None) -> None:
         paths: list[Path] = write_tables(results)

@@ -90,10 +90,31 @@ def markdown(results: Results) -> str:
     lines = [f"# {results.experiment.title}", "", " ".join(results.conditions), ""]
     lines += [_markdown_line(headings), _markdown_line(["---", *("---:" for _ in headings[1:])])]
     lines += [_markdown_line(cells) for cells in rows]
+    lines += _difference_lines(results)
     lines += ["", *(f"- {line}" for line in lines_below(results) if line not in results.conditions)]
     if results.options.command:
         lines += ["", f"    {results.options.command}"]
     return "\n".join(lines) + "\n"
+
+
+def _difference_lines(results: Results) -> list[str]:
+    """The paired differences as a table of their own; nothing where there are none."""
+    different = [result for result in results.rows if result.differences]
+    if not different:
+        return []
+    names = [name for name in QUANTITIES if name in different[0].differences]
+    lines = ["", f"## Minus {results.experiment.baseline}, same seeds and examples", ""]
+    lines += [_markdown_line(["Row", "Seeds", *(HEADINGS[name] for name in names)])]
+    lines += [_markdown_line(["---", *("---:" for _ in range(1 + len(names)))])]
+    for result in different:
+        found = [result.differences[name] for name in names]
+        cells = [f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in found]
+        lines.append(_markdown_line([result.row.label, str(found[0].seeds), *cells]))
+    return [
+        *lines,
+        "",
+        "In brackets: 95 % of a paired bootstrap over examples and seeds; with one seed over examples alone.",
+    ]
 
 
 def csv_text(results: Results) -> str:

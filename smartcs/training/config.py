@@ -187,6 +187,9 @@ class TrainConfig:
     """Dropout of the encoder, hidden states and attention alike."""
     max_length: int = 512
     """Longest sequence in word pieces; longer ones are cut, counted and named."""
+    holdout: float = 0.0
+    """Share of the training texts that is cut off and evaluated in place of the dev files, which then take no part:
+    for choosing settings. Which texts those are follows from the texts alone, whatever the seed."""
     strict_data: Annotated[bool, FlagCreatePairsOff] = False
     """Make malformed rows and sequences that are too long an error."""
     report: bool = True
@@ -214,7 +217,7 @@ class TrainConfig:
         check.text("output", what="a folder", optional=True)
         check.number("learning_rate", above=True)
         check.number("weight_decay", "max_grad_norm")
-        check.number("head_dropout", below=1)
+        check.number("head_dropout", "holdout", below=1)
         if self.encoder_dropout is not None:
             check.number("encoder_dropout", below=1)
         for name, choices in (

@@ -7,12 +7,12 @@ as integers, paraphrases as 1.0 and 0.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from smartcs.model.files import text_writer, write_files
+from smartcs.model.files import CheckpointError, text_writer, write_files
 
 # Task -> (beginning of the file name, name of the column)
 _FILES = {
@@ -25,6 +25,23 @@ _FILES = {
 def file_name(task: str, split: str) -> str:
     """The course's file name of a task's predictions."""
     return f"{_FILES[task][0]}-{split}-output.csv"
+
+
+def read_predictions(folder: Path, split: str, tasks: Iterable[str]) -> dict[str, np.ndarray]:
+    """What `write_predictions` has written: task -> (N,) float64, in the order of the examples.
+
+    Raises:
+        CheckpointError: a file is missing, or not what is written there.
+    """
+    found = {}
+    for task in tasks:
+        path = folder / file_name(task, split)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()[1:]
+            found[task] = np.array([float(line.rsplit(",", 1)[1]) for line in lines])
+        except (OSError, ValueError, IndexError) as error:
+            raise CheckpointError(f"{path}: expected lines of ids and predictions ({error})") from error
+    return found
 
 
 def write_predictions(

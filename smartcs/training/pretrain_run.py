@@ -72,7 +72,7 @@ class _PretrainRun:
         self.folder = choose_folder(config.output, config.overwrite, "runs/pretrain")
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
-        self.data = load_data(config.data, strict=config.strict_data)
+        self.data = load_data(config.data, strict=config.strict_data, holdout=config.holdout)
         self._say(self.data.describe())
         self.model = build_model(config)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")

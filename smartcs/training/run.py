@@ -106,7 +106,9 @@ class _Run:
         self.folder = choose_folder(config.output, config.overwrite)
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
-        self.data = load_data(config.data, strict=config.strict_data, tasks=config.trained_tasks)
+        self.data = load_data(
+            config.data, strict=config.strict_data, tasks=config.trained_tasks, holdout=config.holdout
+        )
         self._say(self.data.describe())
         self.model = build_model(config)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")

@@ -51,7 +51,9 @@ class SavedRun(NamedTuple):
         if data is None and self.config is None:
             raise UsageError(f"{self.folder} does not say what it was trained on: pass --data FOLDER, or --data sample")
         tasks = TASKS if self.config is None else self.config.trained_tasks
-        return load_data(self.config.data if data is None and self.config else data or "", strict=strict, tasks=tasks)
+        if data is None and self.config is not None:
+            return load_data(self.config.data, strict=strict, tasks=tasks, holdout=self.config.holdout)
+        return load_data(data or "", strict=strict, tasks=tasks)
 
     def encode(self, data: DataFolder, split: str, *, strict: bool = False) -> dict[str, EncodedTask]:
         """A split of `data`, tokenized as in training; stderr says what of it was skipped or truncated.

@@ -11,6 +11,7 @@ import torch
 from smartcs.data.encode import EncodedTask, encode
 from smartcs.data.examples import TASKS, DataFolder, Examples
 from smartcs.data.formats import load_folder
+from smartcs.data.holdout import hold_out
 from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.model.bert import BertConfig, BertLayer, BertModel
 from smartcs.model.multitask import HeadConfig, MultitaskBert
@@ -33,13 +34,21 @@ SMALL_BERT = BertConfig(
 _WORD_SCALE = 4.0
 
 
-def load_data(data: str, *, strict: bool = False, tasks: Collection[str] = TASKS) -> DataFolder:
+def load_data(data: str, *, strict: bool = False, tasks: Collection[str] = TASKS, holdout: float = 0.0) -> DataFolder:
     """Some tasks of the embedded sample, or of a folder of the course's files, which holds all.
 
+    Args:
+        data: "sample" or the folder.
+        strict: whether malformed rows are an error.
+        tasks: their names.
+        holdout: share of the training texts that stands in for the dev split, see `smartcs.data.holdout`.
+
     Raises:
-        DataError: see `smartcs.data.formats`.
+        DataError: see `smartcs.data.formats` and `smartcs.data.holdout`.
     """
     folder = sample_folder() if data == SAMPLE_DATA else load_folder(Path(data).expanduser(), strict=strict)
+    if holdout:
+        folder = hold_out(folder, holdout)
     if set(TASKS) <= set(tasks):
         return folder
 

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from smartcs.experiments import data_check, runner
-from smartcs.experiments.figures import EXPERIMENTS
 from smartcs.experiments.jobs import Options
+from smartcs.experiments.studies import EXPERIMENTS
 
 
 @pytest.fixture

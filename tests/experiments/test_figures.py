@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from smartcs.experiments.figures import CHOSEN_PRETRAINING, EXPERIMENTS
+from smartcs.experiments.figures import CHOSEN_PRETRAINING
+from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.training import paper
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.recipes import RECIPES

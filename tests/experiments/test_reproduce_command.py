@@ -8,8 +8,8 @@ import pytest
 
 from smartcs import reproduce
 from smartcs.experiments import runner
-from smartcs.experiments.figures import EXPERIMENTS
 from smartcs.experiments.jobs import Options
+from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.training.steps import NonFiniteLossError
 from smartcs.training.trainer import Trainer
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from smartcs.experiments.figures import EXPERIMENTS
 from smartcs.experiments.jobs import Options, Outcome, make_jobs
 from smartcs.experiments.results import collect, write_page
+from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.experiments.tables import console_table, lines_below, markdown, write_tables
 
 SEEDS = (1, 2, 3)

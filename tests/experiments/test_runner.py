@@ -13,7 +13,7 @@ from reproductions import read, states, stop_in_run
 from rich.console import Console
 
 from smartcs.experiments import runner
-from smartcs.experiments.figures import EXPERIMENTS
+from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.model.files import CheckpointError
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig

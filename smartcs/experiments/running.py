@@ -1,0 +1,157 @@
+"""One run of an experiment, in this process or, several at a time, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing import active_children, get_context
+
+import torch
+from rich.console import Console
+
+from smartcs.experiments.data_check import warm_up
+from smartcs.experiments.jobs import PRETRAINING, Job, Options, find_stage
+from smartcs.model.files import json_writer, write_files
+from smartcs.training.config import TrainConfig
+from smartcs.training.interrupt import stop_on_signals
+from smartcs.training.memory import keep_freed_memory
+from smartcs.training.pretrain_run import pretrain_run
+from smartcs.training.run import train
+from smartcs.training.steps import NonFiniteLossError
+
+Say = Callable[[str], None]
+_POLL = 1.0  # seconds between two looks at whether a signal has come
+
+
+class Interrupted(Exception):
+    """A run has been stopped by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_job(job: Job, options: Options, console: Console, say: Say) -> None:
+    """One run, and the pretraining before it where that is not there yet.
+
+    Raises:
+        Interrupted: by a signal.
+    """
+    folder = options.output / job.place
+    if job.stage is None:
+        _train(job.config, job.place, console, say)
+        return
+    if run_stage(job, options, console, say)["diverged"]:
+        return
+    (folder / PRETRAINING).unlink(missing_ok=True)
+    _train(job.config, job.place, console, say)
+    pretraining = find_stage(job.stage, options)
+    assert pretraining is not None
+    # Last: without it the run does not count, so that none is ever taken for one from another encoder.
+    write_files(folder, {PRETRAINING: json_writer(pretraining)})
+
+
+def run_stage(job: Job, options: Options, console: Console, say: Say) -> dict[str, object]:
+    """The pretraining that `job` starts from, where it is not there yet; its metrics.json."""
+    stage = job.stage
+    assert stage is not None
+    metrics = find_stage(stage, options)
+    if metrics is None:
+        say(f"additional pretraining, into {options.output / stage.place}")
+        try:
+            result = pretrain_run(stage.config, console)
+        except NonFiniteLossError as error:
+            say(f"{stage.place} diverged: {error}")
+        else:
+            if result.signal is not None:
+                raise Interrupted(result.signal)
+        metrics = find_stage(stage, options)
+        assert metrics is not None  # it has just been written
+    return metrics
+
+
+def _train(config: TrainConfig, place: str, console: Console, say: Say) -> None:
+    try:
+        result = train(config, console)
+    except NonFiniteLossError as error:
+        say(f"{place} diverged: {error}")
+        return
+    if result.signal is not None:
+        raise Interrupted(result.signal)
+
+
+def in_processes(jobs: list[Job], options: Options, say: Say) -> Iterator[tuple[Job, int | None]]:
+    """Runs jobs in `options.jobs` processes that share this machine's cores evenly, without their progress.
+
+    Rows that share a pretraining wait for it. After SIGINT or SIGTERM no run is started, and those that are under way
+    stop after their current step.
+
+    Yields:
+        A job when it has ended, and the signal that stopped it, or None.
+
+    Raises:
+        Whatever a run raises, after the others have ended.
+    """
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    waiting, staged = list(jobs), set[str]()
+    running: dict[Future[list[str]], tuple[Job, bool]] = {}
+    # "spawn": a forked process would inherit locks that this one's threads hold.
+    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _start_worker, (threads,))
+    with stop_on_signals() as stop, pool:
+        while running or (waiting and not stop):
+            while waiting and not stop and len(running) < options.jobs:
+                busy = {job.stage.place for job, stage in running.values() if stage and job.stage}
+                ready = [job for job in waiting if job.stage is None or job.stage.place not in busy]
+                if not ready:
+                    break
+                job = ready[0]
+                stage = job.stage is not None and job.stage.place not in staged
+                if stage and job.stage is not None:
+                    staged.add(job.stage.place)
+                else:
+                    waiting.remove(job)
+                say(f"  {job.stage.place if stage and job.stage else job.place}: started")
+                running[pool.submit(_work, job, options, stage)] = (job, stage)
+            done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
+            if stop:
+                for process in active_children():
+                    if process.pid is not None:
+                        os.kill(process.pid, signal.SIGTERM)  # again and again: it may not be listening yet
+            for future in done:
+                job, stage = running.pop(future)
+                for message in future.result():
+                    say(message)
+                if not stage:
+                    yield job, stop.signal
+    if stop.signal is not None:
+        raise Interrupted(stop.signal)
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    # Ctrl-C reaches the whole group; it is the parent's, which sends SIGTERM. Between two runs that does nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+
+_warm = False
+
+
+def _work(job: Job, options: Options, stage: bool) -> list[str]:
+    """In a worker: a run or the pretraining before it. Returns what there is to say."""
+    global _warm
+    messages: list[str] = []
+    options = replace(options, contents={})
+    try:
+        if not _warm:
+            number, _warm = warm_up(job.from_the_start, options.contents), True
+            if number is not None:
+                return messages
+        (run_stage if stage else run_job)(job, options, Console(quiet=True), messages.append)
+    except Interrupted:
+        pass  # by the parent, which knows
+    return messages
