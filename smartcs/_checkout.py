@@ -1,6 +1,7 @@
-"""Makes ``smartcs.kernels`` importable where smartcs runs from its checkout without being installed.
+"""Makes ``smartcs.kernels`` the folder kernels/ of the checkout that smartcs runs from.
 
-Installed, editable or not, the folder kernels/ is mapped by setup.py and there is nothing to do here.
+An installed smartcs has them mapped by setup.py and there is nothing to do here. A checkout that is not installed, or
+beside which another one is, must not take the other's.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from pathlib import Path
 
 
 def register_kernels() -> None:
-    """Registers the checkout's kernels/ as ``smartcs.kernels``, unless the import system finds that name already."""
+    """Registers the checkout's kernels/ as ``smartcs.kernels``; without a checkout, leaves it to the import system."""
     name = "smartcs.kernels"
-    if name in sys.modules or importlib.util.find_spec(name) is not None:
+    root = Path(__file__).resolve().parent.parent
+    folder = root / "kernels"
+    # Not by the folder alone: beside an installed smartcs it could be another project's.
+    is_checkout = (root / "csrc" / "ops.cpp").is_file()
+    if name in sys.modules or (not is_checkout and importlib.util.find_spec(name) is not None):
         return
-    folder = Path(__file__).resolve().parent.parent / "kernels"
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
