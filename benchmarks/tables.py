@@ -3,7 +3,8 @@
     python benchmarks/tables.py           rewrites the generated parts of the pages and draws docs/cycle.png
     python benchmarks/tables.py --check   fails where a page is not what the rows say; needs neither torch nor network
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in README.md or docs/performance.md.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in README.md, docs/performance.md or
+docs/experiment.md, whose figures must also be those of every run's metrics in results/experiment.
 The check also holds docs/profile.md to a sentence, outside its generated parts, on every op that takes more than 5 % of
 the cycle.
 """
@@ -11,14 +12,16 @@ the cycle.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import experiment_tables
 from goals import goals_table
 from markers import generated_part, part_names, with_part, without_parts
 from results_io import RESULTS, Row, read
 
 ROOT = RESULTS.parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "experiment.md")
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
 SHAPES = {"minilm": "MiniLM's shape, 6 x 384", "base": "BERT-base's shape, 12 x 768"}
@@ -178,6 +181,7 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "embed": lambda: embed_table(read("embed", folder)),
         "cost": lambda: cost_table(read("cost", folder)),
         "goals": lambda: goals_table(folder),
+        **{name: partial(table, folder) for name, table in experiment_tables.TABLES.items()},
     }
 
 
@@ -191,6 +195,8 @@ def differences(pages: Sequence[Path] = PAGES, profile: Path = PROFILE, folder: 
                 found.append(f"{path.name}: unknown generated part {name}, expected one of {', '.join(known)}")
             elif generated_part(page, name) != known[name]():
                 found.append(f"{path.name}: part {name} is not what the rows say; run python benchmarks/tables.py")
+    for name in experiment_tables.STAGES:
+        found += experiment_tables.from_metrics(name, folder)
     by_hand = without_parts(profile.read_text()) if profile.is_file() else ""
     for one in read("profile", folder):
         for op, share in one["shares"].items():
@@ -215,6 +221,11 @@ def main() -> None:
         path.write_text(page)
     if any(one["status"] == "measured" and one["shape"] in SHAPES for one in read("cycle")):
         draw(read("cycle"), PICTURE)
+    if experiment_tables.rows_of("methods"):
+        from experiment_picture import draw_analysis, draw_finding
+
+        draw_finding(ROOT / "docs" / "experiment.png")
+        draw_analysis(ROOT / "docs" / "experiment-analysis.png")
 
 
 if __name__ == "__main__":

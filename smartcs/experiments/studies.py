@@ -57,54 +57,55 @@ _METHODS = Experiment(
 _PROJECTED: dict[str, Any] = {"smart.tasks": "sst", "smart.update": "projected"}
 
 
-def _part(name: str, label: str, changed: Mapping[str, Any], note: str = "") -> Row:
-    return Row(name, label, settings={"tasks": "sst", "smart.tasks": "sst", **changed}, note=note)
+def _part(name: str, label: str, changed: Mapping[str, Any], *, extra: bool = False) -> Row:
+    return Row(name, label, settings={"tasks": "sst", "smart.tasks": "sst", **changed}, extra=extra)
 
 
 def _ascent(radius: float, norm: str = "inf") -> dict[str, Any]:
     """To the rim of the ball in one step along the gradient."""
-    return {**_PROJECTED, "smart.norm": norm, "smart.step_size": radius, "smart.radius": radius}
+    return {"smart.update": "projected", "smart.norm": norm, "smart.step_size": radius, "smart.radius": radius}
 
 
 def _random(radius: float) -> dict[str, Any]:
     """A normal start far outside the ball, not moved along the gradient, drawn back to its rim: a random direction."""
-    return {**_PROJECTED, "smart.norm": "2", "smart.step_size": 0.0, "smart.noise_std": 1.0, "smart.radius": radius}
+    return {**_ascent(radius, "2"), "smart.step_size": 0.0, "smart.noise_std": 1.0}
 
 
 _RADIUS = 1e-2  # that of smart-adv
 _FRESH = {"smart.share_dropout": False}
+
+
+def _directions(size: float, *, extra: bool) -> tuple[Row, Row]:
+    """Perturbations of equal 2-norm per token, along the gradient and not."""
+    text = _number(size)
+    return (
+        _part(f"adv-l2-{text}", f"Adversarial, 2-norm {text}", _ascent(size, "2"), extra=extra),
+        _part(f"random-l2-{text}", f"Random direction, 2-norm {text}", _random(size), extra=extra),
+    )
+
+
 _PARTS = Experiment(
     "parts",
     "What SMART's parts do, on SST alone",
     (
         Row("plain", "No regulariser", settings={"tasks": "sst"}),
         _part("smart", "Published: random, inf-norm 1", {}),
+        _part("adv", f"Adversarial, inf-norm {_number(_RADIUS)}", _ascent(_RADIUS)),
+        *_directions(1.0, extra=False),
         _part("smart-fresh", "Published, fresh dropout masks", _FRESH),
-        _part("adv", f"Adversarial, radius {_number(_RADIUS)}", _ascent(_RADIUS)),
-        _part("adv-fresh", "Adversarial, fresh dropout masks", {**_ascent(_RADIUS), **_FRESH}),
         *(
-            _part(f"{name}-l2-{_number(radius)}", f"{label}, 2-norm {_number(radius)}", make(radius))
-            for radius in (0.1, 1.0)
-            for name, label, make in (
-                ("adv", "Adversarial", lambda radius: _ascent(radius, "2")),
-                ("random", "Random direction", _random),
-            )
-        ),
-        *(
-            _part(f"adv-{_number(radius)}", f"Adversarial, radius {_number(radius)}", _ascent(radius))
+            _part(f"adv-{_number(radius)}", f"Adversarial, inf-norm {_number(radius)}", _ascent(radius))
             for radius in (_RADIUS / 10, _RADIUS * 10)
-        ),
-        *(
-            _part(
-                f"adv-lambda-{weight:g}", f"Adversarial, lambda {weight:g}", _ascent(_RADIUS) | {"smart.weight": weight}
-            )
-            for weight in (0.5, 10.0)
         ),
         _part(
             "adv-embedding-output",
             "Adversarial, behind the embedding layer",
             {**_ascent(_RADIUS), "smart.perturb_at": "embedding_output"},
         ),
+        _part("adv-lambda-10", "Adversarial, lambda 10", {**_ascent(_RADIUS), "smart.weight": 10.0}),
+        *_directions(0.1, extra=True),
+        _part("adv-fresh", "Adversarial, fresh dropout masks", {**_ascent(_RADIUS), **_FRESH}, extra=True),
+        _part("adv-lambda-0.5", "Adversarial, lambda 0.5", {**_ascent(_RADIUS), "smart.weight": 0.5}, extra=True),
     ),
     baseline="plain",
     notes=(

@@ -60,7 +60,7 @@ def started(monkeypatch):
         return start
 
     for name in ("train", "pretrain_run"):
-        monkeypatch.setattr(runner, name, counting(getattr(runner, name)))
+        monkeypatch.setattr(running, name, counting(getattr(running, name)))
     return places
 
 

@@ -1,0 +1,231 @@
+"""The tables of the experiment (`benchmarks/experiment.py`), from what it keeps in results/experiment."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from results_io import RESULTS
+
+FIGURES = {"sst_accuracy": "SST", "qqp_accuracy": "QQP", "sts_pearson": "STS", "score": "score"}
+Row = Mapping[str, Any]
+
+
+def stage(name: str, folder: Path = RESULTS) -> Mapping[str, Any] | None:
+    """What a stage's tables hold; None where it has not run."""
+    path = folder / "experiment" / name / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def rows_of(name: str, folder: Path = RESULTS) -> list[Row]:
+    """The finished rows of a stage."""
+    return [row for row in (stage(name, folder) or {"rows": []})["rows"] if row["n_seeds"]]
+
+
+def mean_of(row: Row, name: str, digits: int = 3) -> str:
+    """Mean and, over several seeds, one standard deviation."""
+    if name not in row["mean"]:
+        return ""
+    spread = f" ± {row['std'][name]:.{digits}f}" if name in row["std"] else ""
+    return f"{row['mean'][name]:.{digits}f}{spread}"
+
+
+def difference_of(row: Row, name: str) -> str:
+    """Paired difference and its interval, bold where that excludes zero."""
+    found = row["difference"].get(name)
+    if found is None:
+        return ""
+    text = f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+
+
+def papers_difference(row: Row, rows: Sequence[Row], name: str) -> str:
+    """The paper's figure minus its baseline's."""
+    baseline = next((one for one in rows if one["name"] == "baseline"), None)
+    if baseline is None or name not in row["paper"] or row is baseline:
+        return ""
+    return f"{row['paper'][name] - baseline['paper'][name]:+.3f}"
+
+
+def short_table(folder: Path = RESULTS) -> str:
+    """The recipes with several seeds: differences from the baseline, cost, and the paper's beside them."""
+    rows = rows_of("methods", folder)
+    repeated = [row for row in rows if row["n_seeds"] > 1]
+    if not repeated:
+        return "Not run."
+    lines = [conditions("methods", folder), ""]
+    lines.append("| dev, minus the baseline's, same seeds | SST accuracy | the paper's | score | time | the paper's |")
+    lines.append("|---|---|---|---|---|---|")
+    for row in repeated:
+        if row["name"] == "baseline":
+            values = " / ".join(mean_of(row, name) for name in FIGURES)
+            lines.append(f"| `baseline`: {values} | 0 | | 0 | 1 | 1 |")
+            continue
+        theirs = row["paper"].get("time_ratio")
+        cells = [difference_of(row, "sst_accuracy"), papers_difference(row, rows, "sst_accuracy")]
+        cells += [difference_of(row, "score"), mean_of(row, "time_ratio", 2), "" if theirs is None else f"{theirs:.2f}"]
+        lines.append(f"| `{row['name']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def conditions(name: str, folder: Path = RESULTS) -> str:
+    """What the figures of a stage are of."""
+    found = stage(name, folder)
+    if found is None:
+        return "Not run."
+    finished = [row for row in found["rows"] if row["n_seeds"]]
+    config, machine = finished[0]["config"], found["environment"]["machine"]
+    versions = found["environment"]["versions"]
+    build = found["environment"]["extension"]["build"] or {}
+    counts = sorted({row["n_seeds"] for row in finished})
+    examples = found["data"]["examples"]
+    trained = ", ".join(f"{task.upper()} {n:,}" for task, n in examples["train"].items())
+    dev = ", ".join(f"{task.upper()} {n:,}" for task, n in examples["dev"].items())
+    batches = f"batches of {config['batch_sst']} / {config['batch_qqp']} / {config['batch_sts']}"
+    seeds = " or ".join(map(str, counts))
+    return (
+        f"{config['cycles']} cycles, {batches}, {config['learning_rate']:g} with {config['warmup']} steps of warm-up, "
+        f"{config['pooling']} pooling, {config['precision']}; {seeds} seeds; trained on {trained}; evaluated once, at "
+        f"the end, on {dev}. {machine['cpu']}, torch {versions['torch']}, extension built at "
+        f"{str(build.get('git_commit'))[:12]}."
+    )
+
+
+def methods_table(folder: Path = RESULTS) -> str:
+    """Every recipe: figures, differences and cost."""
+    rows = rows_of("methods", folder)
+    if not rows:
+        return "Not run."
+    lines = [
+        conditions("methods", folder),
+        "",
+        f"| recipe | seeds | {' | '.join(FIGURES.values())} |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        lines.append(f"| `{row['name']}` | {row['n_seeds']} | {' | '.join(mean_of(row, n) for n in FIGURES)} |")
+    lines += [
+        "",
+        "Minus the baseline, same seeds, same dev examples; the paper's difference in SST and score beside it:",
+        "",
+    ]
+    lines += [f"| recipe | {' | '.join(FIGURES.values())} | the paper's SST | the paper's score |", "|---" * 7 + "|"]
+    for row in rows:
+        if row["difference"]:
+            cells = [difference_of(row, name) for name in FIGURES]
+            theirs = [papers_difference(row, rows, name) for name in ("sst_accuracy", "score")]
+            lines.append(f"| `{row['name']}` | {' | '.join([*cells, *theirs])} |")
+    return "\n".join(lines)
+
+
+def cost_and_diagnostics(folder: Path = RESULTS) -> str:
+    """Time ratios, and what SMART and Bregman did on SST."""
+    rows = rows_of("methods", folder)
+    if not rows:
+        return "Not run."
+    lines = [
+        "| recipe | time over the baseline's | the paper's | alignment | norm of v | R_s on SST | anchor divergence |"
+    ]
+    lines.append("|---" * 7 + "|")
+    for row in rows:
+        theirs = row["paper"].get("time_ratio")
+        cells = [mean_of(row, "time_ratio", 2), "" if theirs is None else f"{theirs:.2f}", *_diagnostics(row)]
+        divergence = row["anchor_divergence"].get("sst")
+        cells.append("" if divergence is None else f"{divergence:.3g}")
+        lines.append(f"| `{row['name']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _diagnostics(row: Row) -> list[str]:
+    """Alignment, size of v and R_s on SST; empty without SMART."""
+    smart = row["smart"].get("sst", {})
+    keys = {"adversarial_alignment": ".2f", "perturbation_norm": ".3g", "regulariser": ".3g"}
+    return [format(smart[key], form) if key in smart else "" for key, form in keys.items()]
+
+
+def parts_table(folder: Path = RESULTS) -> str:
+    """SMART's parts on SST alone."""
+    rows = rows_of("parts", folder)
+    if not rows:
+        return "Not run."
+    lines = [conditions("parts", folder), ""]
+    lines.append("| on SST alone | seeds | SST | minus no regulariser | alignment | norm of v | R_s | time |")
+    lines.append("|---" * 8 + "|")
+    for row in rows:
+        cells = [
+            str(row["n_seeds"]),
+            mean_of(row, "sst_accuracy"),
+            difference_of(row, "sst_accuracy"),
+            *_diagnostics(row),
+        ]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} | {mean_of(row, 'time_ratio', 2)} |")
+    return "\n".join(lines)
+
+
+def settings_table(folder: Path = RESULTS) -> str:
+    """What the settings were chosen by."""
+    rows = [*rows_of("settings", folder), *rows_of("candidates", folder)]
+    if not rows:
+        return "Not run."
+    lines = ["| held-out training texts | cycles | seeds | SST | QQP | STS | score |", "|---" * 7 + "|"]
+    for row in rows:
+        cells = [str(row["config"]["cycles"]), str(row["n_seeds"]), *(mean_of(row, name) for name in FIGURES)]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def others_table(folder: Path = RESULTS) -> str:
+    """Batches and lambda, and both precisions of two rows; one seed each."""
+    methods = {row["name"]: row for row in rows_of("methods", folder)}
+    if not methods:
+        return "Not run."
+    lines = [f"| one seed | {' | '.join(FIGURES.values())} | the paper's score |", "|---" * 6 + "|"]
+    lines += [_one_seed(row, row["label"]) for row in rows_of("batches", folder)]
+    config = methods["baseline"]["config"]
+    ours = f"Batches of {config['batch_qqp']} QQP, {config['batch_sst']} SST, {config['batch_sts']} STS: `baseline`"
+    lines.append(_one_seed({**methods["baseline"], "paper": {}}, ours))
+    lines += [_one_seed(row, row["label"]) for row in rows_of("lambda", folder) if row["name"] != "baseline"]
+    if "smart-all" in methods:
+        lines.append(_one_seed(methods["smart-all"], "SMART on all, lambda 2: `smart-all`"))
+    for row in rows_of("float32", folder):
+        lines.append(_one_seed(row, f"`{row['name']}` in float32"))
+        lines.append(
+            _one_seed(methods[row["name"]], f"`{row['name']}` in {methods[row['name']]['config']['precision']}")
+        )
+    return "\n".join(lines)
+
+
+def _one_seed(row: Row, label: str) -> str:
+    first = row["runs"][0]
+    theirs = row["paper"].get("score")
+    cells = [f"{first[name]:.3f}" if first[name] is not None else "" for name in FIGURES]
+    return f"| {label} | {' | '.join(cells)} | {'' if theirs is None else f'{theirs:.3f}'} |"
+
+
+def from_metrics(name: str, folder: Path = RESULTS) -> list[str]:
+    """Where a stage's tables are not what its runs' metrics say; one line each."""
+    wrong = []
+    for row in rows_of(name, folder):
+        paths = sorted((folder / "experiment" / name / row["name"]).glob("seed-*.json"))
+        metrics = [json.loads(path.read_text()) for path in paths]
+        if len(metrics) != row["n_seeds"]:
+            wrong.append(f"{name}: {len(metrics)} metrics of {row['name']}, expected {row['n_seeds']}")
+            continue
+        for key in (*FIGURES, "seconds_per_epoch"):
+            values = [one[key] for one in metrics if one[key] is not None]
+            if values and abs(fmean(values) - row["mean"][key]) > 1e-9:
+                wrong.append(f"{name}: {key} of {row['name']} is {row['mean'][key]}, its runs say {fmean(values)}")
+    return wrong
+
+
+TABLES = {
+    "experiment": short_table,
+    "experiment-methods": methods_table,
+    "experiment-cost": cost_and_diagnostics,
+    "experiment-parts": parts_table,
+    "experiment-settings": settings_table,
+    "experiment-others": others_table,
+}
+"""By the name of the generated part."""
+STAGES = ("settings", "candidates", "methods", "float32", "batches", "lambda", "parts")
