@@ -1,7 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), bench, install, install-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, install,
+# install-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -23,7 +24,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure install install-check clean
+.PHONY: demo test check format bench measure experiment install install-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -52,6 +53,12 @@ measure: $(STAMPS)/test
 	  --recipes baseline smart-bregman
 	$(BIN)/python benchmarks/ratio.py --threads $(CORES)
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
+	$(BIN)/python benchmarks/tables.py
+
+# Hours: every recipe on real text, DATA=DIR. Finished runs are kept, and the same command goes on after Ctrl-C.
+experiment: $(STAMPS)/test
+	@test $(DATA) != sample || { echo "make experiment needs the course's files: make experiment DATA=DIR" >&2; exit 1; }
+	$(BIN)/python benchmarks/experiment.py --data $(DATA) --jobs $(CORES)
 	$(BIN)/python benchmarks/tables.py
 
 check: $(STAMPS)/dev

@@ -24,7 +24,7 @@ from smartcs.training.memory import keep_freed_memory
 from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA
 
 _INTRODUCTION = """\
-Run the rows of one of the paper's tables, or of an experiment of ours, and set our figures beside the paper's.
+Run the rows of a table of the paper, or of an experiment of ours, beside the paper's figures.
 
 Without --data every row trains on a small embedded sample of synthetic English.
 

@@ -6,8 +6,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
+from threading import Thread
+from time import sleep
 
 import torch
 from rich.console import Console
@@ -23,7 +28,7 @@ from smartcs.training.run import train
 from smartcs.training.steps import NonFiniteLossError
 
 Say = Callable[[str], None]
-_POLL = 1.0  # seconds between two looks at whether a signal has come
+_POLL = 1.0  # seconds
 
 
 class Interrupted(Exception):
@@ -99,7 +104,9 @@ def in_processes(jobs: list[Job], options: Options, say: Say) -> Iterator[tuple[
     waiting, staged = list(jobs), set[str]()
     running: dict[Future[list[str]], tuple[Job, bool]] = {}
     # "spawn": a forked process would inherit locks that this one's threads hold.
-    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _start_worker, (threads,))
+    context = get_context("spawn")
+    ending = context.Event()
+    pool = ProcessPoolExecutor(options.jobs, context, _start_worker, (threads, ending))
     with stop_on_signals() as stop, pool:
         while running or (waiting and not stop):
             while waiting and not stop and len(running) < options.jobs:
@@ -114,15 +121,14 @@ def in_processes(jobs: list[Job], options: Options, say: Say) -> Iterator[tuple[
                 else:
                     waiting.remove(job)
                 say(f"  {job.stage.place if stage and job.stage else job.place}: started")
-                running[pool.submit(_work, job, options, stage)] = (job, stage)
+                with _without_interrupts():
+                    running[pool.submit(_work, job, options, stage)] = (job, stage)
             done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
             if stop:
-                for process in active_children():
-                    if process.pid is not None:
-                        os.kill(process.pid, signal.SIGTERM)  # again and again: it may not be listening yet
+                ending.set()
             for future in done:
                 job, stage = running.pop(future)
-                for message in future.result():
+                for message in _result(future):
                     say(message)
                 if not stage:
                     yield job, stop.signal
@@ -130,12 +136,35 @@ def in_processes(jobs: list[Job], options: Options, say: Say) -> Iterator[tuple[
         raise Interrupted(stop.signal)
 
 
-def _start_worker(threads: int) -> None:
+def _result(future: Future[list[str]]) -> list[str]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise OSError("the process of a run was killed, perhaps for want of memory: try fewer --jobs") from None
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits, and a process that is started here never hears of it: it is the parent's to pass on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(threads: int, ending: Event) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    # Ctrl-C reaches the whole group; it is the parent's, which sends SIGTERM. Between two runs that does nothing.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # between two runs; a run has its own way
+
+    def end() -> None:
+        ending.wait()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)  # again and again: a run may not be listening yet
+            sleep(_POLL)
+
+    Thread(target=end, daemon=True).start()
 
 
 _warm = False

@@ -18,8 +18,8 @@ WARMUPS = (0, 100)
 
 
 def _number(value: float) -> str:
-    """1e-4 and 0.5, as people write them."""
-    return f"{value:g}" if value == 0 or value >= 1e-2 else f"{value:.0e}".replace("e-0", "e-")
+    """1e-4 and 1, for names and labels."""
+    return f"{value:g}" if value >= 1 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _setting(pooling: str, rate: float, warmup: int, tasks: str = "sst+sts") -> Row:
@@ -89,10 +89,10 @@ _PARTS = Experiment(
     "What SMART's parts do, on SST alone",
     (
         Row("plain", "No regulariser", settings={"tasks": "sst"}),
-        _part("smart", "Published: random, inf-norm 1", {}),
+        _part("published", "Published: random, inf-norm 1", {}),
         _part("adv", f"Adversarial, inf-norm {_number(_RADIUS)}", _ascent(_RADIUS)),
         *_directions(1.0, extra=False),
-        _part("smart-fresh", "Published, fresh dropout masks", _FRESH),
+        _part("published-fresh", "Published, fresh dropout masks", _FRESH),
         *(
             _part(f"adv-{_number(radius)}", f"Adversarial, inf-norm {_number(radius)}", _ascent(radius))
             for radius in (_RADIUS / 10, _RADIUS * 10)
@@ -105,7 +105,7 @@ _PARTS = Experiment(
         _part("adv-lambda-10", "Adversarial, lambda 10", {**_ascent(_RADIUS), "smart.weight": 10.0}),
         *_directions(0.1, extra=True),
         _part("adv-fresh", "Adversarial, fresh dropout masks", {**_ascent(_RADIUS), **_FRESH}, extra=True),
-        _part("adv-lambda-0.5", "Adversarial, lambda 0.5", {**_ascent(_RADIUS), "smart.weight": 0.5}, extra=True),
+        _part("adv-lambda-1", "Adversarial, lambda 1", {**_ascent(_RADIUS), "smart.weight": 1.0}, extra=True),
     ),
     baseline="plain",
     notes=(

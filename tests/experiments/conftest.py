@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from smartcs.experiments import data_check, runner
+from smartcs.experiments import data_check, runner, running
 from smartcs.experiments.jobs import Options
 from smartcs.experiments.studies import EXPERIMENTS
 

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from smartcs import reproduce
-from smartcs.experiments import runner
-from smartcs.experiments.jobs import Options
+from smartcs.experiments import running
+from smartcs.experiments.jobs import Options, make_jobs
 from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.training.steps import NonFiniteLossError
 from smartcs.training.trainer import Trainer
@@ -38,7 +38,7 @@ def test_help(command):
         for row in experiment.rows:
             assert re.search(rf"[ ,]{row.name}(,|\n)", out), row.name
     for flag in ("rows", "extra", "seeds", "data", "model", "output", "epochs", "cycles", "pretrain-epochs",
-                 "pretrain-cycles", "no-fused", "no-report", "overwrite", "reuse"):  # fmt: skip
+                 "pretrain-cycles", "no-fused", "no-report", "overwrite", "reuse", "set", "jobs"):  # fmt: skip
         assert f"--{flag}" in out
 
 
@@ -97,6 +97,11 @@ def test_runs_and_goes_on(command, flags, tmp_path):
         (["--model="], "--model is '', expected a name"),
         (["--data="], "--data is '', expected a name"),
         (["--reuse=nowhere"], "--reuse nowhere: no results.json there"),
+        (["--jobs=0"], "--jobs is 0, expected an integer of at least 1"),
+        (["--set", "warmup"], "--set names 'warmup', expected NAME=VALUE with a name among"),
+        (["--set", "epochs=3"], "--set names 'epochs=3', expected NAME=VALUE with a name among"),
+        (["--set", "head_dropout=0.5", "--rows=dropout"], "--set head_dropout would replace what row dropout is about"),
+        (["--set", "warmup=-1"], "--warmup is -1, expected an integer of at least 0"),
         (["--data=nowhere"], "nowhere: found nothing there"),
         (["--model=./nowhere"], "no folder"),
     ],
@@ -113,6 +118,16 @@ def test_what_cannot_be_parsed(command, arguments):
     assert code == 2 and "Traceback" not in err
 
 
+def test_settings_of_every_row():
+    words = ["figure8", "--rows", "smart,dropout", "--set", "precision=bf16", "smart.weight=5", "holdout=0.25"]
+    _, rows, options = reproduce.parse(words)
+    assert options.settings == {"precision": "bf16", "smart.weight": 5, "holdout": 0.25}
+    for job in make_jobs(rows, options):
+        config = job.config
+        assert (config.precision, config.smart.weight, config.holdout) == ("bf16", 5, 0.25)
+        assert config.head_dropout == (0.15 if job.row.name == "dropout" else 0)
+
+
 def test_exit_codes(command, flags, monkeypatch):
     def interrupted(config, console):
         raise KeyboardInterrupt
@@ -121,7 +136,7 @@ def test_exit_codes(command, flags, monkeypatch):
         raise NonFiniteLossError("the loss is nan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "train", interrupted)
+        patch.setattr(running, "train", interrupted)
         code, out, _ = command("reproduce", "figure8", "--rows=baseline", *flags)
         assert code == 128 + signal.SIGINT and "repeat the command to go on" in out
     monkeypatch.setattr(Trainer, "epoch", diverging)

@@ -12,7 +12,7 @@ import torch
 from reproductions import read, states, stop_in_run
 from rich.console import Console
 
-from smartcs.experiments import runner
+from smartcs.experiments import runner, running
 from smartcs.experiments.studies import EXPERIMENTS
 from smartcs.model.files import CheckpointError
 from smartcs.training.commandline import UsageError
@@ -91,14 +91,14 @@ def test_interrupted(reproduce, started, monkeypatch, tmp_path, number):
 
 def test_interrupted_between_runs(reproduce, monkeypatch, tmp_path):
     """Python's own exception, before a run listens to signals."""
-    original = runner.train
+    original = running.train
 
     def failing(config, console):
         if "dropout" in config.output:
             raise KeyboardInterrupt
         return original(config, console)
 
-    monkeypatch.setattr(runner, "train", failing)
+    monkeypatch.setattr(running, "train", failing)
     result = reproduce("figure8", "baseline", "dropout")
     assert result.signal == signal.SIGINT and states(result) == ["finished", "not finished"]
     assert "1 of 2 runs are not finished" in (tmp_path / "out" / "results.md").read_text()

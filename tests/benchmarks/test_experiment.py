@@ -1,0 +1,123 @@
+"""The experiment: what its stages run, how settings are chosen, what is kept, and tables that follow from runs."""
+
+import json
+from pathlib import Path
+
+import experiment
+import experiment_tables
+import pytest
+
+from smartcs.experiments.jobs import make_jobs
+from smartcs.reproduce import parse
+
+
+@pytest.fixture
+def options(tmp_path):
+    parser = experiment._parser()
+    return parser.parse_args(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")])
+
+
+CHOSEN = {"pooling": "mean", "learning_rate": 5e-5, "warmup": 0}
+
+
+def jobs(stages, options):
+    """Of all stages, by stage and place."""
+    found = {}
+    for stage in stages:
+        _, rows, asked = parse(stage.arguments(options.data, "some/model", options.output, options.jobs))
+        found |= {(stage.name, job.place): job for job in make_jobs(rows, asked)}
+    return found
+
+
+def test_nothing_that_settings_are_chosen_by_reads_the_dev_files(options):
+    chosen = jobs(experiment.choosing(options), options)
+    assert len(chosen) == 26 and {job.config.holdout for job in chosen.values()} == {0.1}
+
+
+def test_rows_that_report_differ_in_their_method_alone(options):
+    found = jobs(experiment.reporting(options, CHOSEN), options)
+    same = ("learning_rate", "warmup", "pooling", "epochs", "cycles", "holdout", "batch_sst", "batch_qqp", "precision")
+    methods = [job for (stage, _), job in found.items() if stage == "methods"]
+    assert len(methods) == 14 + 2 * len(experiment.REPEATED)
+    assert len({tuple(getattr(job.config, name) for name in same) for job in methods}) == 1
+    first = methods[0].config
+    assert (first.pooling, first.learning_rate, first.warmup, first.holdout, first.batch_qqp) == (
+        "mean",
+        5e-5,
+        0,
+        0,
+        11,
+    )
+    assert first.epochs == 1, "a best epoch would be chosen on dev"
+    assert {job.seed for job in methods if job.row.name in experiment.REPEATED} == {1, 2, 3}
+    assert found["float32", "smart-adv/seed-1"].config.precision == "fp32"
+    assert found["batches", "batches-32-4-3/seed-1"].config.batch_qqp == 32
+    parts = [job for (stage, _), job in found.items() if stage == "parts"]
+    assert {job.config.trained_tasks for job in parts} == {("sst",)} and len(parts) == 30
+
+
+def write_results(output: Path, stage: str, *rows) -> None:
+    path = output / stage / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"rows": list(rows)}))
+
+
+def setting(pooling, rate, warmup, sst, sts, score=None, tasks="sst+sts"):
+    config = {"pooling": pooling, "learning_rate": rate, "warmup": warmup, "tasks": tasks}
+    return {"config": config, "mean": {"sst_accuracy": sst, "sts_pearson": sts, "score": score}}
+
+
+def test_the_choice_follows_its_rule(tmp_path):
+    write_results(tmp_path, "settings", setting("mean", 1e-4, 0, 0.4, 0.6), setting("cls", 3e-5, 0, 0.3, 0.7))
+    candidates = [setting("mean", rate, 0, 0.4, 0.6, score, "all") for rate, score in ((3e-5, 0.7), (5e-5, 0.71))]
+    write_results(tmp_path, "candidates", *candidates, setting("cls", 1e-4, 0, 0.9, 0.9, 0.9, "all"))
+    assert experiment.choose(tmp_path) == CHOSEN
+    (tmp_path / "settings" / "results.json").unlink()
+    (tmp_path / "settings").rmdir()
+    write_results(tmp_path, "settings", setting("cls", 1e-4, 0, 0.4, 0.6))
+    (tmp_path / "candidates" / "results.json").write_text(json.dumps({"rows": candidates}))
+    with pytest.raises(SystemExit, match="prefers cls pooling"):
+        experiment.choose(tmp_path)
+
+
+def test_what_is_kept_names_no_folder_of_this_machine_and_quotes_no_data(tmp_path):
+    root = str(experiment.ROOT)
+    value = {
+        "config": {"data": "/data/x", "model": f"{root}/runs/m"},
+        "data": {"source": "/data/x, 0.1 held out", "skipped_rows": ["/data/x/quora.csv, line 3"]},
+        "smartcs": {"folder": root},
+        "list": ["see /data/x", 3, None],
+    }
+    kept = experiment._without_paths(value, {"/data/x": "DIR", f"{root}/": ""})
+    assert kept == {
+        "config": {"data": "DIR", "model": "runs/m"},
+        "data": {"source": "DIR, 0.1 held out"},
+        "smartcs": {},
+        "list": ["see DIR", 3, None],
+    }
+
+
+def test_figures_that_no_run_has_are_found(tmp_path):
+    row = {"name": "smart", "n_seeds": 2, "mean": {"sst_accuracy": 0.5, "seconds_per_epoch": 3.0}}
+    folder = tmp_path / "experiment" / "methods"
+    (folder / "smart").mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"rows": [row]}))
+    empty = dict.fromkeys((*experiment_tables.FIGURES, "seconds_per_epoch"))
+    for seed, accuracy in ((1, 0.4), (2, 0.6)):
+        run = {**empty, "sst_accuracy": accuracy, "seconds_per_epoch": 3.0}
+        (folder / "smart" / f"seed-{seed}.json").write_text(json.dumps(run))
+    assert experiment_tables.from_metrics("methods", tmp_path) == []
+    (folder / "smart" / "seed-2.json").write_text(json.dumps({**empty, "sst_accuracy": 0.7, "seconds_per_epoch": 3.0}))
+    assert "sst_accuracy of smart is 0.5, its runs say 0.55" in experiment_tables.from_metrics("methods", tmp_path)[0]
+    (folder / "smart" / "seed-2.json").unlink()
+    assert "1 metrics of smart, expected 2" in experiment_tables.from_metrics("methods", tmp_path)[0]
+
+
+def test_the_committed_results_name_no_folder_of_a_machine():
+    for path in experiment.KEPT.rglob("*.json"):
+        text = path.read_text()
+        assert "/work" not in text and "/root" not in text and "/home" not in text, path
+
+
+def test_tables_say_where_nothing_was_run(tmp_path):
+    assert {table(tmp_path) for table in experiment_tables.TABLES.values()} == {"Not run."}
