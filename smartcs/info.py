@@ -60,6 +60,7 @@ def collect() -> dict[str, Any]:
         "triton": {"usable": unavailable_reason() is None, "reason": unavailable_reason()},
         "environment": {name: value for name, value in sorted(os.environ.items()) if _matters(name)},
         "ops": [{"op": op, "backend": backend, "reason": why} for op, backend, why in backend_report()],
+        "gpu_ops": [{"op": op, "backend": backend, "reason": why} for op, backend, why in backend_report("cuda")],
     }
 
 
@@ -95,9 +96,10 @@ def render(info: dict[str, Any]) -> str:
     ]
     rows += list(info["environment"].items())
     rows.append(("", ""))
-    for op in info["ops"]:
-        why = "the extension is not loaded" if op["reason"] == info["extension"]["reason"] else op["reason"]
-        rows.append((op["op"], f"{op['backend']} ({why})"))
+    for device, ops in (("", info["ops"]), (" on a GPU", info["gpu_ops"])):
+        for op in ops:
+            why = "the extension is not loaded" if op["reason"] == info["extension"]["reason"] else op["reason"]
+            rows.append((op["op"] + device, f"{op['backend']} ({why})"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .._extension import extension_status
+from .. import kernels
+from .._extension import build_facts, extension_status
 
 Backend = Literal["fused", "reference"]
 
@@ -21,6 +22,13 @@ Backend = Literal["fused", "reference"]
 CPU_OPS = ("adamw", "attention", "add_layer_norm", "bias_gelu", "embedding", "linear", "perturb", "symmetric_kl")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
+# Ops with a CUDA C++ kernel in the extension, and one of their raw ops. `smartcs.kernels` lists those with Triton
+# kernels. For `linear` PyTorch's own products are the kernel: there the reference runs cuBLAS.
+CUDA_OPS = {"adamw": "adamw_step", "perturb": "perturb_step", "symmetric_kl": "symmetric_kl_fwd"}
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Op -> what keeps its Triton kernels registered, or why it has no kernel on a GPU.
+_on_gpu: dict[str, torch.library.Library | str] = {}
 _warned: set[str] = set()
 
 
@@ -88,22 +96,53 @@ def use_fused(op: str, tensor: Tensor) -> bool:
     if not available:
         _warn_once(f"smartcs: running on the PyTorch reference, which is slower: {reason}")
         return False
+    if tensor.device.type == "cuda":
+        reason = no_gpu_kernel(op)
+        if reason is not None and op != "linear":
+            _warn_once(f"smartcs: {op} runs on the PyTorch reference on this GPU, which is slower: {reason}")
+        return reason is None and tensor.dtype in GPU_DTYPES
     if tensor.device.type != "cpu":
         _warn_once(f"smartcs: no {tensor.device.type} kernels in this version, running on the PyTorch reference")
         return False
     return op in CPU_OPS and tensor.dtype in CPU_DTYPES
 
 
+def no_gpu_kernel(op: str) -> str | None:
+    """Why there is no kernel of ``op`` for CUDA tensors, or None where there is; Triton's are loaded by this."""
+    if op not in _on_gpu:
+        _on_gpu[op] = _find_on_gpu(op)
+    found = _on_gpu[op]
+    return found if isinstance(found, str) and found else None
+
+
+def _find_on_gpu(op: str) -> torch.library.Library | str:
+    """What keeps Triton kernels registered, "" for a compiled kernel, else why there is none."""
+    if op == "linear":
+        return "float32 and bf16 products by cuBLAS through PyTorch"
+    if op in kernels.OPS:
+        reason = kernels.unavailable_reason()
+        if reason is not None:
+            return reason
+        try:
+            return kernels.register(op, "CUDA")
+        except ImportError as error:
+            return f"its Triton kernels cannot be imported ({error})"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"smartcs::{CUDA_OPS[op]}", "CUDA"):
+        return ""
+    facts = build_facts() or {}
+    return f"the extension was built without CUDA ({facts.get('no_cuda_reason') or 'reason unknown'})"
+
+
 class OpReport(NamedTuple):
-    """What ``op`` runs on for CPU tensors, and why."""
+    """What ``op`` runs on for tensors of one device, and why."""
 
     op: str
     backend: Backend
     reason: str
 
 
-def backend_report() -> list[OpReport]:
-    """The backend of every op under the current selection, for float32 CPU tensors."""
+def backend_report(device: Literal["cpu", "cuda"] = "cpu") -> list[OpReport]:
+    """The backend of every op under the current selection, for float32 tensors of a device."""
     available, missing = extension_status()
     rows = []
     for op in CPU_OPS:
@@ -111,6 +150,10 @@ def backend_report() -> list[OpReport]:
             rows.append(OpReport(op, "reference", "selected"))
         elif not available:
             rows.append(OpReport(op, "reference", missing))
+        elif device == "cuda":
+            reason = no_gpu_kernel(op)
+            kind = "Triton kernel" if op in kernels.OPS else "CUDA C++ kernel"
+            rows.append(OpReport(op, "fused" if reason is None else "reference", reason or kind))
         elif op == "linear":
             rows.append(OpReport(op, "fused", f"float32 products by {torch.ops.smartcs.linear_library()}"))
         else:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,62 @@ def test_other_devices_run_the_reference_and_warn_once(fused):
     with pytest.warns(UserWarning, match="no meta kernels in this version") as caught:
         assert bias_gelu(x).is_meta and bias_gelu(x).is_meta
     assert len(caught) == 1
+
+
+def on_a_gpu(dtype=torch.float32) -> SimpleNamespace:
+    """As far as the choice of a backend looks at a tensor."""
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+
+
+@pytest.fixture
+def no_memory_of_gpus(fused):
+    """Kernels on a GPU are looked for anew, and again after the test."""
+    known = dict(selection._on_gpu)
+    selection._on_gpu.clear()
+    selection._warned.clear()
+    yield
+    selection._on_gpu.clear()
+    selection._on_gpu.update(known)
+
+
+def test_ops_without_a_kernel_on_a_gpu_warn_once_each_and_say_why(no_memory_of_gpus, monkeypatch):
+    monkeypatch.setattr(selection.kernels, "unavailable_reason", lambda: "Triton is not installed")
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: False)
+    with pytest.warns(UserWarning) as caught:
+        assert not any(selection.use_fused(op, on_a_gpu()) for op in OPS for _ in range(2))
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == len(OPS) - 1, "linear's reference is cuBLAS"
+    assert "smartcs: attention runs on the PyTorch reference on this GPU, which is slower: Triton is not" in messages[2]
+    assert "symmetric_kl runs on the PyTorch reference on this GPU, which is slower: the extension was" in messages[-1]
+    reasons = {row.op: row for row in backend_report("cuda")}
+    assert {row.backend for row in reasons.values()} == {"reference"}
+    assert reasons["embedding"].reason == "Triton is not installed" and "cuBLAS" in reasons["linear"].reason
+
+
+def test_kernels_on_a_gpu_are_registered_once(no_memory_of_gpus, monkeypatch):
+    asked = []
+    monkeypatch.setattr(selection.kernels, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(selection.kernels, "register", lambda op, key: asked.append((op, key)) or object())
+    monkeypatch.setattr(
+        torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: name.endswith("adamw_step")
+    )
+    assert all(selection.use_fused("attention", on_a_gpu()) for _ in range(3)) and asked == [("attention", "CUDA")]
+    assert selection.use_fused("adamw", on_a_gpu()) and selection.use_fused("attention", on_a_gpu(torch.float16))
+    assert not selection.use_fused("attention", on_a_gpu(torch.float64))
+    rows = {row.op: row for row in backend_report("cuda")}
+    assert (rows["attention"].backend, rows["attention"].reason) == ("fused", "Triton kernel")
+    assert (rows["adamw"].backend, rows["adamw"].reason) == ("fused", "CUDA C++ kernel")
+    assert rows["perturb"].backend == "reference"
+
+
+def test_triton_kernels_that_cannot_be_imported_fall_back(no_memory_of_gpus, monkeypatch):
+    def failing(op, key):
+        raise ImportError("no module named attention")
+
+    monkeypatch.setattr(selection.kernels, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(selection.kernels, "register", failing)
+    with pytest.warns(UserWarning, match="its Triton kernels cannot be imported"):
+        assert not selection.use_fused("attention", on_a_gpu())
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "fused"), ("fused", "fused"), ("reference", "reference")])
