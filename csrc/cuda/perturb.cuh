@@ -26,7 +26,7 @@ enum class Update : int { mtdnn, projected, paper };
 enum class Norm : int { inf, two, one };
 
 struct PerturbStep {
-  int64_t groups, columns;
+  int64_t rows, groups, columns;
   const int32_t* cu_seqlens;  // (G + 1), or null: every row is a group
   Update update;
   Norm norm;
@@ -233,11 +233,19 @@ __device__ __forceinline__ void step_group(const PerturbStep& args, int64_t begi
   statistics[2] = finite ? A(1) : A(0);
 }
 
+__device__ __forceinline__ int64_t clamped(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
+
 template <class S>
 __global__ void __launch_bounds__(kStepThreads) perturb_step_kernel(PerturbStep args) {
   const int64_t group = blockIdx.x;
-  const int64_t first = args.cu_seqlens == nullptr ? group : args.cu_seqlens[group];
-  const int64_t last = args.cu_seqlens == nullptr ? group + 1 : args.cu_seqlens[group + 1];
+  int64_t first = group, last = group + 1;
+  if (args.cu_seqlens != nullptr) {
+    // The host does not wait to look at these. Wrong ones give wrong groups, but none outside the tensors.
+    first = clamped(args.cu_seqlens[group], 0, args.rows);
+    last = clamped(args.cu_seqlens[group + 1], first, args.rows);
+  }
   const int64_t begin = first * args.columns, size = (last - first) * args.columns;
   if (size <= kStepHold * kStepThreads * kPack<S>) {
     step_group<S, kStepHold>(args, begin, size, group);

@@ -26,10 +26,11 @@ const char* perturb_noise(int64_t storage, int64_t rows, int64_t columns, double
   return FOR_STORAGE(storage, perturb_noise, args);
 }
 
-const char* perturb_step(int64_t storage, int64_t groups, int64_t columns, const int32_t* cu_seqlens, int64_t update,
-                         int64_t norm, double step_size, double radius, double norm_eps, const void* v, const void* g,
-                         void* moved, void* statistics) {
-  const smartcs::cuda::PerturbStep args{groups,
+const char* perturb_step(int64_t storage, int64_t rows, int64_t groups, int64_t columns, const int32_t* cu_seqlens,
+                         int64_t update, int64_t norm, double step_size, double radius, double norm_eps, const void* v,
+                         const void* g, void* moved, void* statistics) {
+  const smartcs::cuda::PerturbStep args{rows,
+                                        groups,
                                         columns,
                                         cu_seqlens,
                                         static_cast<smartcs::cuda::Update>(update),

@@ -39,11 +39,12 @@ def tensors(dtype, rows, columns, lengths=None, v=1.0, g=1.0) -> dict[str, torch
 
 def run(library, v, g, cu_seqlens=None, *, update, norm, step_size=1e-3, radius=1e-5, norm_eps=1e-6):
     """v' and the statistics, as smartcs.ops.perturb gives them."""
-    groups, columns = len(v) if cu_seqlens is None else len(cu_seqlens) - 1, v.shape[1]
+    groups = len(v) if cu_seqlens is None else len(cu_seqlens) - 1
     outputs = Out(v.shape, v.dtype), Out((groups, 3), compute_dtype(v))
     numbers = float(step_size), float(radius), float(norm_eps)
     rule = UPDATES.index(update), NORMS.index(norm)
-    return library.call("perturb_step", STORAGE[v.dtype], groups, columns, cu_seqlens, *rule, *numbers, v, g, *outputs)
+    sizes = len(v), groups, v.shape[1]
+    return library.call("perturb_step", STORAGE[v.dtype], *sizes, cu_seqlens, *rule, *numbers, v, g, *outputs)
 
 
 def check_outputs(library, dtype, case, rule) -> None:
@@ -136,6 +137,14 @@ def test_sentences_are_groups(emulated, columns):
         assert torch.equal(moved.reshape(1, -1), flat[0]) and torch.equal(statistics, flat[1])
 
 
+def test_wrong_sentences_stay_within_the_tensors(emulated):
+    """The GPU's lengths are not read before the launch: no offset may lead outside."""
+    values = tensors(torch.float32, 4, 6)
+    right = run(emulated("perturb"), **values, cu_seqlens=offsets([1, 3]), **RULES[0])
+    wrong = run(emulated("perturb"), **values, cu_seqlens=torch.tensor([-7, 1, 2**31 - 1, 5, 4]).int(), **RULES[0])
+    assert torch.equal(wrong[1][:2], right[1])
+
+
 PERTURB, COMMON = "perturb.cuh", "common.cuh"
 MUTANTS = {
     "no barrier before the parts are read": Patch(COMMON, "  __syncthreads();  // all parts are written\n", ""),
@@ -156,7 +165,7 @@ MUTANTS = {
     "gradient not normalised": Patch(PERTURB, "v + g / divisor * step", "v + g * step"),
     "normalised by w": Patch(PERTURB, "length<A>(args.norm, share, gradient);", "length<A>(args.norm, share, ascent);"),
     "norm_eps missing": Patch(PERTURB, " + args.norm_eps);", ");"),
-    "rows of sentences as groups": Patch(PERTURB, "args.cu_seqlens[group + 1];", "args.cu_seqlens[group] + 1;"),
+    "rows of sentences as groups": Patch(PERTURB, "args.cu_seqlens[group + 1],", "args.cu_seqlens[group] + 1,"),
     "pack too far": Patch(
         PERTURB, "size <= kStepHold * kStepThreads * kPack<S>", "size <= 2 * kStepHold * kStepThreads * kPack<S>"
     ),
