@@ -34,7 +34,7 @@ struct AdamWTensor {
   int32_t group;  // whose numbers
   bool wide, wide_step;
 
-  __device__ bool updated() const { return step != nullptr; }
+  __host__ __device__ bool updated() const { return step != nullptr; }
 };
 
 // Numbers [index * kAdamWChunk, (index + 1) * kAdamWChunk) of a tensor, as far as there are.
