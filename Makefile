@@ -12,8 +12,10 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)))
+# The same rules, but nothing that is built depends on them.
+CXX_TEST_FILES := $(wildcard $(foreach kind,cpp h cu,tests/*/*.$(kind)))
 MEASURED := setup.py $(wildcard $(foreach depth,/* /*/* /*/*/*,$(addsuffix $(depth).py,smartcs tests benchmarks kernels))) \
-  $(CXX_FILES)
+  $(CXX_FILES) $(CXX_TEST_FILES)
 MAX_LINES := 350
 
 # Part of a stamp's name: a compiler installed since, or -Werror asked for, must build again though no file changed.
@@ -64,7 +66,7 @@ experiment: $(STAMPS)/test
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(CXX_TEST_FILES)
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/tables.py --check
 	@awk -v max=$(MAX_LINES) 'FNR == max + 1 { print FILENAME ": more than " max " lines"; bad = 1 } \
@@ -73,7 +75,7 @@ check: $(STAMPS)/dev
 format: $(STAMPS)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(CXX_FILES) $(CXX_TEST_FILES)
 
 install: $(INSTALLED)
 	$(BIN)/python -m smartcs.info

@@ -1,0 +1,244 @@
+"""adamw's CUDA code, emulated: steps against torch's own in float64, the norm, and what it must not touch."""
+
+import ctypes
+import math
+import struct
+
+import pytest
+import torch
+from emulated_cuda import SCHEDULES, EmulationError, Memory, Patch, identical
+from error_budget import BudgetExceeded, check
+from op_harness import normal
+
+from smartcs.ops import AdamWSettings, AdamWTensors
+from smartcs.ops.adamw import adamw_reference
+
+# A pack holds 4 numbers, a chunk 16384.
+SHAPES = [(70, 33), (5,), (), (130, 127), (0, 4), (3, 4)]
+SETTINGS = [AdamWSettings(1e-2, 0.9, 0.999, 1e-6, 0.1), AdamWSettings(3e-3, 0.8, 0.95, 1e-3, 0.0)]
+WEIGHT, MAX_NORM = 0.3, 40.0
+STATE = ("parameter", "exp_avg", "exp_avg_sq", "anchor", "step")
+
+
+def entries(dtype=torch.float32, step_dtype=torch.float32) -> list[AdamWTensors]:
+    """Parameters of two groups with zero state, and anchors elsewhere than they."""
+    found = []
+    for i, shape in enumerate(SHAPES):
+        p, a = normal(*shape, seed=i).to(dtype), normal(*shape, seed=50 + i).to(dtype)
+        step = torch.zeros((), dtype=step_dtype)
+        found.append(AdamWTensors(p, None, torch.zeros_like(p), torch.zeros_like(p), step, SETTINGS[i % 2], a))
+    return found
+
+
+def gradient(i: int, step: int) -> torch.Tensor | None:
+    """The second parameter has one every third step only."""
+    return None if i == 1 and step % 3 else normal(*SHAPES[i], seed=1000 * step + i).float() * (1 + step % 4)
+
+
+class Table:
+    """The device's memory of a step: it is filled once, and every step after that only launches."""
+
+    def __init__(self, library, memory, tensors, max_grad_norm, low=False):
+        self.library, self.memory, self.tensors = library, memory, tensors
+        groups = sorted({e.settings for e in tensors})
+        self.numbers = memory.place(torch.tensor(groups, dtype=torch.float64))
+        self.weight = memory.place(torch.zeros(1, dtype=torch.float64))
+        self.placed = [
+            {name: memory.place(getattr(e, name)) for name in (*STATE, "grad") if getattr(e, name) is not None}
+            for e in tensors
+        ]
+        self.low = [memory.place(e.parameter.bfloat16()) if low else None for e in tensors]
+        rows, chunks, size = [], [], library.code.adamw_chunk()
+        for i, (e, own) in enumerate(zip(tensors, self.placed, strict=True)):
+            count = e.parameter.numel()
+            pointers = [own.get(name) for name in ("parameter", "grad", "exp_avg", "exp_avg_sq", "anchor")]
+            pointers += [self.low[i], own["step"] if e.grad is not None else None]
+            addresses = [0 if t is None or t.numel() == 0 else t.data_ptr() for t in pointers]
+            wide = e.parameter.dtype == torch.float64, e.step.dtype == torch.float64
+            rows.append(struct.pack("@7Qqi??2x", *addresses, count, groups.index(e.settings), *wide))
+            chunks += [(i, index) for index in range(-(-count // size))]
+        assert len(rows[0]) == library.code.adamw_tensor_bytes()
+        table = memory.place(torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8))
+        chunk_table = memory.place(torch.tensor(chunks, dtype=torch.int32))
+        scratch = (torch.full((n,), math.nan, dtype=torch.float64) for n in (len(chunks), 3 * len(rows), 2))
+        partial_sums, scalars, self.clip = map(memory.place, scratch)
+        measured = max_grad_norm is not None
+        self.arguments = [ctypes.c_int64(len(rows)), ctypes.c_int64(len(chunks))]
+        self.arguments += [ctypes.c_void_p(t.data_ptr()) for t in (table, chunk_table, self.numbers, self.weight)]
+        self.arguments += [ctypes.c_bool(measured), ctypes.c_double(max_grad_norm if measured else math.inf)]
+        self.arguments += [ctypes.c_void_p(t.data_ptr()) for t in (partial_sums, scalars, self.clip)]
+
+    def step(self, grads, anchor_weight, seed=7):
+        """One step with new gradients in the old places; the norm."""
+        for own, grad in zip(self.placed, grads, strict=True):
+            if grad is not None:
+                own["grad"].copy_(grad)
+        self.weight.fill_(anchor_weight)
+        self.library.code.set_schedule(seed)
+        self.library.code.adamw_step.restype = ctypes.c_char_p
+        message = self.library.code.adamw_step(*self.arguments)
+        if message is not None:
+            raise EmulationError(message.decode())
+        return self.clip[0].clone()
+
+    def read(self):
+        """The tensors as they are now."""
+        return [
+            e._replace(**{n: own[n].clone() for n in STATE}) for e, own in zip(self.tensors, self.placed, strict=True)
+        ]
+
+
+def emulated_step(library):
+    """A function like smartcs.ops.adamw; each call is a launch of its own, in two orders of threads."""
+
+    def step(tensors, *, max_grad_norm=None, anchor_weight=0.0):
+        results = []
+        for seed, at_end in SCHEDULES:
+            with Memory(library, at_end) as memory:
+                table = Table(library, memory, tensors, max_grad_norm, low=tensors[0].parameter.dtype == torch.float32)
+                norm = table.step([e.grad for e in tensors], anchor_weight, seed)
+                for e, own, low in zip(table.read(), table.placed, table.low, strict=True):
+                    assert low is None or not norm.isfinite() or torch.equal(low, e.parameter.bfloat16())
+                    assert e.grad is None or identical(e.grad, own["grad"])
+                results.append((table.read(), norm))
+        for e, first, second in zip(tensors, results[0][0], results[1][0], strict=True):
+            for name in STATE:
+                assert identical(getattr(first, name), getattr(second, name)), f"{name} depends on the threads' order"
+                getattr(e, name).copy_(getattr(first, name))
+        assert identical(results[0][1], results[1][1])
+        return None if max_grad_norm is None else results[0][1]
+
+    return step
+
+
+def reference(tensors, *, max_grad_norm, anchor_weight):
+    return adamw_reference(tensors, max_grad_norm, anchor_weight)
+
+
+def run(op, dtype=torch.float32, step_dtype=torch.float32, steps=8, max_grad_norm: float | None = MAX_NORM):
+    """All tensors after some steps, joined by kind: float64 sees the gradients that float32 sees."""
+    found = entries(dtype, step_dtype)
+    for step in range(steps):
+        grads = [gradient(i, step) for i in range(len(found))]
+        now = [e._replace(grad=None if g is None else g.to(dtype)) for e, g in zip(found, grads, strict=True)]
+        op(now, max_grad_norm=max_grad_norm, anchor_weight=WEIGHT if step != 2 else 0.0)
+    joined = {name: torch.cat([getattr(e, name).flatten() for e in found]) for name in STATE[:4]}
+    return joined, [e.step.item() for e in found]
+
+
+@pytest.fixture(scope="module")
+def truths():
+    """torch's AdamW in float64 and in float32, with and without a bound on the norm."""
+    from smartcs.ops.backend import backend
+
+    with backend("reference"):
+        return {
+            (dtype, bound): run(reference, dtype, max_grad_norm=bound)
+            for dtype in (torch.float64, torch.float32)
+            for bound in (MAX_NORM, None)
+        }
+
+
+def compare(op, truths, dtype=torch.float32, step_dtype=torch.float32, bound=MAX_NORM):
+    (results, counts), expected = run(op, dtype, step_dtype, max_grad_norm=bound), truths[torch.float64, bound]
+    for name, value in results.items():
+        check(value, expected[0][name], truths[dtype, bound][0][name], "forward", name=name)
+    assert counts == expected[1] == [3 if i == 1 else 8 for i in range(len(SHAPES))]
+
+
+@pytest.mark.parametrize("bound", [MAX_NORM, None])
+@pytest.mark.parametrize(
+    ("dtype", "step_dtype"), [(torch.float32,) * 2, (torch.float64,) * 2, (torch.float32, torch.float64)]
+)
+def test_steps(emulated, truths, dtype, step_dtype, bound):
+    compare(emulated_step(emulated("adamw")), truths, dtype, step_dtype, bound)
+
+
+def test_norm(emulated):
+    """As if summed in float64."""
+    found = [e._replace(grad=normal(*e.parameter.shape, seed=9).float()) for e in entries()]
+    truth = torch.cat([e.grad.double().flatten() for e in found]).norm()
+    norm = emulated_step(emulated("adamw"))(found, max_grad_norm=math.inf)
+    torch.testing.assert_close(norm, truth, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_changes_where_the_norm_is_not_finite(emulated, bad):
+    found = [e._replace(grad=torch.ones_like(e.parameter)) for e in entries()]
+    found[3].grad[7, 7] = bad
+    before = [getattr(e, name).clone() for e in found for name in STATE]
+    norm = emulated_step(emulated("adamw"))(found, max_grad_norm=1.0, anchor_weight=0.5)
+    assert not norm.isfinite()
+    assert all(map(torch.equal, before, (getattr(e, name) for e in found for name in STATE)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 0.7, 1.0])
+def test_anchor_weights(emulated, weight):
+    found = entries()
+    expected = [e.anchor + weight * (e.parameter - e.anchor) for e in found]
+    emulated_step(emulated("adamw"))(found, anchor_weight=weight)
+    for e, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(e.anchor, value)
+        assert weight < 1 or torch.equal(e.anchor, e.parameter)
+    at_rest = [e._replace(anchor=e.parameter.clone()) for e in found]
+    emulated_step(emulated("adamw"))(at_rest, anchor_weight=weight)
+    assert all(torch.equal(e.anchor, e.parameter) for e in at_rest)
+
+
+def test_float32_and_float64_in_one_call(emulated):
+    """A table may hold both: each gets the bits it would get alone, but for the norm, which is of all."""
+
+    def given(dtype):
+        return [e._replace(grad=normal(*e.parameter.shape, seed=9).to(dtype)) for e in entries(dtype)[:4]]
+
+    step, alone, mixed = emulated_step(emulated("adamw")), [given(torch.float64), given(torch.float32)], []
+    for found in alone:
+        step(found, anchor_weight=0.5)
+    mixed = [*given(torch.float64), *given(torch.float32)]
+    step(mixed, anchor_weight=0.5)
+    for one, other in zip(sum(alone, []), mixed, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in STATE)
+
+
+def test_launches_can_be_replayed(emulated):
+    """What a captured graph does: the same launches with the same arguments, while device memory changes."""
+    grads = [[normal(*shape, seed=10 * step + i).float() for i, shape in enumerate(SHAPES)] for step in range(4)]
+    found = [e._replace(grad=g) for e, g in zip(entries(), grads[0], strict=True)]
+    expected = [e._replace(grad=e.grad.clone()) for e in entries_like(found)]
+    library = emulated("adamw")
+    with Memory(library, True) as memory:
+        table = Table(library, memory, found, 2.0)
+        for step, now in enumerate(grads):
+            lr, weight = 1e-2 / (1 + step), (0.1, 0.0, 0.6, 1.0)[step]
+            table.numbers[:, 0] = lr
+            norm = table.step(now, weight)
+            given = [
+                e._replace(grad=g, settings=e.settings._replace(lr=lr)) for e, g in zip(expected, now, strict=True)
+            ]
+            assert norm == emulated_step(library)(given, max_grad_norm=2.0, anchor_weight=weight)
+        for e, own in zip(expected, table.read(), strict=True):
+            assert all(torch.equal(getattr(e, name), getattr(own, name)) for name in STATE)
+
+
+def entries_like(found):
+    return [e._replace(**{name: getattr(e, name).clone() for name in STATE}) for e in found]
+
+
+FILE = "adamw.cuh"
+MUTANTS = {
+    "no clip scale": Patch(FILE, "const A scaled = g[i] * grad_scale;", "const A scaled = g[i] + 0 * grad_scale;"),
+    "chunk shifted": Patch(FILE, "begin = chunk.index * kAdamWChunk;", "begin = chunk.index * kAdamWChunk + 1;"),
+    "norm of the first sums": Patch(FILE, "chunk < args.chunk_count; chunk +=", "chunk < 2; chunk +="),
+    "steps not counted": Patch(FILE, "static_cast<float*>(tensor.step) += 1", "static_cast<float*>(tensor.step) + 1"),
+    "no decay": Patch(FILE, "t[i] = t[i] * decay", "t[i] = t[i]"),
+    "anchor keeps what it should lose": Patch(FILE, "followed(a[i], t[i], weight)", "followed(t[i], a[i], weight)"),
+    "numbers of another group": Patch(FILE, "args.numbers[tensor.group];", "args.numbers[0];", 2),
+    "beyond the tensor": Patch(FILE, "kAdamWChunk < tensor.size ? begin", "kAdamWChunk < tensor.size + 15000 ? begin"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTANTS)
+def test_rejects(emulated, truths, mutation):
+    with pytest.raises((BudgetExceeded, EmulationError, AssertionError)) as found:
+        compare(emulated_step(emulated("adamw", MUTANTS[mutation])), truths)
+    print(f"{mutation}: {found.value}")
