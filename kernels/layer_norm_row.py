@@ -61,9 +61,8 @@ def keep_factors(row, seed, stream, threshold, scale, like, BLOCK: tl.constexpr)
 def mean_of(x, columns):
     """Means over the rows of a tile with zeros beyond the row, divided exactly: a constant row is its own mean."""
     total = tl.sum(x, axis=1)
-    if x.dtype == tl.float64:
-        return total / columns.to(tl.float64)
-    return tl.div_rn(total, total * 0 + columns.to(tl.float32))
+    count = tl.zeros_like(total) + columns
+    return total / count if x.dtype == tl.float64 else tl.div_rn(total, count)
 
 
 @triton.jit

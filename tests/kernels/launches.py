@@ -34,9 +34,11 @@ def build(launch: Launch, cc: int) -> Build:
     parameters = inspect.signature(kernel.fn).parameters
     options = {name: value for name, value in kwargs.items() if name not in parameters}
     values = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k in parameters}).arguments
-    fixed = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
-    signature = {name: _type(value, parameters[name]) for name, value in values.items() if name not in fixed}
     free = kernel.kwargs.get("do_not_specialize") or ()
+    fixed = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
+    # Triton takes an integer that is 1 for a constant.
+    fixed |= {n for n, value in values.items() if isinstance(value, int) and value == 1 and n not in free}
+    signature = {name: _type(value, parameters[name]) for name, value in values.items() if name not in fixed}
     divisible = [n for n in signature if isinstance(values[n], int) and n not in free and values[n] % 16 == 0]
     name = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
     return Build(name, signature, {n: values[n] for n in fixed}, cc, divisible=tuple(divisible), **options)

@@ -128,7 +128,7 @@ def test_raw_op_errors(triton_op, change, message):
 
 @pytest.mark.parametrize(
     ("chips", "dtypes", "columns"),
-    [((80, 100), (torch.bfloat16,), (3072,)), ((90,), DTYPES[:2], (3072, 7))],
+    [((80, 100), (torch.bfloat16,), (3072,)), ((90,), DTYPES[:2], (3072, 1))],
     ids=str,
 )
 def test_compiles_without_spills(triton_op, chips, dtypes, columns):
