@@ -1,32 +1,29 @@
-"""Triton kernels on CPU tensors, run by Triton's interpreter underneath the ops' own autograd functions."""
+"""Triton kernels on CPU tensors, run by Triton's interpreter underneath the ops' own autograd functions.
 
-import os
-import warnings
+tests/conftest.py tells Triton to interpret: here it would be too late.
+"""
 
 import pytest
-import torch
 
-# Read when a kernel is defined: before anything imports smartcs.kernels.<op>.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import smartcs
 from smartcs import kernels
 from smartcs._extension import extension_status
 
 
 @pytest.fixture
-def triton_op(request):
-    """Runs the op named in the module's OP on its Triton kernels, for tensors on the CPU."""
+def interpreter():
+    """Skips where kernels cannot be interpreted."""
     pytest.importorskip("triton", reason="Triton is not installed")
     available, reason = extension_status()
     if not available:
         pytest.skip(f"no schemas to implement: {reason}")
     if not kernels.interpreted():
         pytest.skip("TRITON_INTERPRET is not 1")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*overrid.*")
-        library = kernels.register(request.module.OP, "CPU")
-    with smartcs.backend("fused"):
+
+
+@pytest.fixture
+def triton_op(request, interpreter):
+    """Runs the op named in the module's OP on its Triton kernels, for tensors on the CPU."""
+    from interpreted import on_triton  # only where Triton is
+
+    with on_triton(request.module.OP):
         yield
-    library._destroy()

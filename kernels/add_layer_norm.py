@@ -1,0 +1,228 @@
+"""add_layer_norm in Triton: bias + dropout + residual + LayerNorm, one pass over memory in each direction.
+
+    h = residual + m (x + input_bias),  y = (h - mean) rstd weight + bias
+
+    dh = rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight,  xhat = (h - mean) rstd
+    dresidual = dh,  dx = m dh,  dinput_bias = sum of dx,  dweight = sum of dy xhat,  dbias = sum of dy  (over rows)
+
+m is dropout's factor. The forward pass keeps h, rounded to its dtype, and the statistics of h so rounded; the backward
+pass draws m again.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layer_norm_row import check_dropout_p, dropout_arguments, input_gradient, keep_factors, statistics, tile_of
+from .rows import (
+    ROWS_PER_PARTIAL,
+    check_operand,
+    check_statistics,
+    check_whole_rows,
+    compute_dtype,
+    on_device_of,
+    partials_of,
+    sum_partials,
+    widened,
+)
+
+_OP = "add_layer_norm"
+
+
+def add_layer_norm_fwd(
+    x: Tensor,
+    input_bias: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y and h (N, C), mean and rstd (N,) of x and residual (N, C) and parameters (C,)."""
+    check_whole_rows(_OP, "x", x)
+    rows, columns = x.shape
+    check_operand(_OP, "residual", residual, x.shape, x, "x")
+    check_operand(_OP, "weight", weight, (columns,), x, "x")
+    check_operand(_OP, "bias", bias, (columns,), x, "x")
+    if input_bias is not None:
+        check_operand(_OP, "input_bias", input_bias, (columns,), x, "x")
+    check_dropout_p(_OP, dropout_p)
+    y, h = torch.empty_like(x), torch.empty_like(x)
+    mean = torch.empty(rows, dtype=compute_dtype(x), device=x.device)
+    rstd = torch.empty_like(mean)
+    if rows > 0:
+        options = tile_of(columns, 1024, 8)
+        with on_device_of(x):
+            _forward_kernel[(triton.cdiv(rows, options["ROWS"]),)](
+                y,
+                h,
+                mean,
+                rstd,
+                x,
+                x if input_bias is None else input_bias,
+                residual,
+                weight,
+                bias,
+                rows,
+                columns,
+                eps,
+                *dropout_arguments(dropout_p, seed, stream),
+                HAS_INPUT_BIAS=input_bias is not None,
+                DROPOUT=dropout_p > 0,
+                **options,
+            )
+    return y, h, mean, rstd
+
+
+def add_layer_norm_bwd(
+    grad_y: Tensor,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    parameter_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx (empty without dropout, where it is dresidual), dresidual, and dweight, dbias, dinput_bias if asked for."""
+    check_whole_rows(_OP, "h", h)
+    rows, columns = h.shape
+    check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
+    check_operand(_OP, "weight", weight, (columns,), h, "h")
+    check_statistics(_OP, mean, rstd, h)
+    check_dropout_p(_OP, dropout_p)
+    dropout = dropout_p > 0
+    grad_residual = torch.empty_like(h)
+    grad_x = torch.empty_like(h) if dropout else h.new_empty(0)
+    with on_device_of(h):
+        partials = partials_of(h, 3 if parameter_grads else 0)
+        if rows > 0:
+            _backward_kernel[(triton.cdiv(rows, ROWS_PER_PARTIAL),)](
+                grad_x,
+                grad_residual,
+                partials,
+                grad_y,
+                h,
+                mean,
+                rstd,
+                weight,
+                rows,
+                columns,
+                *dropout_arguments(dropout_p, seed, stream),
+                DROPOUT=dropout,
+                PARAMETER_GRADS=parameter_grads,
+                GROUP=ROWS_PER_PARTIAL,
+                **tile_of(columns, 4096, 8),
+            )
+        sums = sum_partials(partials, h.dtype) if parameter_grads else [h.new_empty(0) for _ in range(3)]
+    return grad_x, grad_residual, sums[0], sums[1], sums[2]
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
+def _forward_kernel(
+    y_ptr,  # (N, C) written
+    h_ptr,  # (N, C) written
+    mean_ptr,  # (N,) written
+    rstd_ptr,  # (N,) written
+    x_ptr,  # (N, C)
+    input_bias_ptr,  # (C,)
+    residual_ptr,  # (N, C)
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,)
+    rows,
+    columns,
+    eps,
+    seed: tl.int64,
+    stream: tl.int64,
+    threshold: tl.int64,
+    scale,
+    HAS_INPUT_BIAS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    in_row = column < columns
+    inside = (row < rows)[:, None] & in_row[None, :]
+    offset = row[:, None] * columns + column[None, :]
+    z = widened(tl.load(x_ptr + offset, mask=inside, other=0))
+    if HAS_INPUT_BIAS:
+        z += widened(tl.load(input_bias_ptr + column, mask=in_row, other=0))[None, :]
+    if DROPOUT:
+        z *= keep_factors(row, seed, stream, threshold, scale, z, BLOCK)
+    rounded = (widened(tl.load(residual_ptr + offset, mask=inside, other=0)) + z).to(h_ptr.dtype.element_ty)
+    tl.store(h_ptr + offset, rounded, mask=inside)
+    h = widened(rounded)
+    mean, rstd = statistics(h, inside, columns, eps)
+    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
+    bias = widened(tl.load(bias_ptr + column, mask=in_row, other=0))
+    y = (h - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(mean_ptr + row, mean, mask=row < rows)
+    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
+def _backward_kernel(
+    grad_x_ptr,  # (N, C) written if DROPOUT
+    grad_residual_ptr,  # (N, C) written
+    partials_ptr,  # (3, groups, C) written if PARAMETER_GRADS: of weight, bias, input_bias
+    grad_y_ptr,  # (N, C)
+    h_ptr,  # (N, C)
+    mean_ptr,  # (N,)
+    rstd_ptr,  # (N,)
+    weight_ptr,  # (C,)
+    rows,
+    columns,
+    seed: tl.int64,
+    stream: tl.int64,
+    threshold: tl.int64,
+    scale,
+    DROPOUT: tl.constexpr,
+    PARAMETER_GRADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One program: the GROUP rows of one partial sum, ROWS at a time.
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    in_row = column < columns
+    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
+    sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    sum_input = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    for first in range(0, GROUP, ROWS):
+        row = group * GROUP + first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & in_row[None, :]
+        offset = row[:, None] * columns + column[None, :]
+        # Zero beyond the last row and column, where means and sums must not change.
+        dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
+        h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
+        mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
+        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
+        dh = input_gradient(dy, xhat, weight, rstd, columns)
+        tl.store(grad_residual_ptr + offset, dh.to(grad_residual_ptr.dtype.element_ty), mask=inside)
+        dx = dh
+        if DROPOUT:
+            dx *= keep_factors(row, seed, stream, threshold, scale, dh, BLOCK)
+            tl.store(grad_x_ptr + offset, dx.to(grad_x_ptr.dtype.element_ty), mask=inside)
+        if PARAMETER_GRADS:
+            sum_weight += tl.sum(dy * xhat, axis=0)
+            sum_bias += tl.sum(dy, axis=0)
+            sum_input += tl.sum(dx, axis=0)
+    if PARAMETER_GRADS:
+        groups = tl.num_programs(0)
+        sums_ptr = partials_ptr + group * columns + column
+        step = groups.to(tl.int64) * columns
+        tl.store(sums_ptr, sum_weight, mask=in_row)
+        tl.store(sums_ptr + step, sum_bias, mask=in_row)
+        tl.store(sums_ptr + 2 * step, sum_input, mask=in_row)

@@ -1,0 +1,307 @@
+"""embedding in Triton: word + position + token type, LayerNorm, dropout, one pass over memory in each direction.
+
+    h = word[input_ids] + token_type[token_type_ids] + position[position_ids] (+ perturbation)
+    y = m ((h - mean) rstd weight + bias)
+
+    dh = rstd (g - mean(g) - xhat mean(g xhat)),  g = m dy weight,  xhat = (h - mean) rstd
+    dperturbation = dh,  dweight = sum of m dy xhat,  dbias = sum of m dy  (over tokens),
+    dword[k] = sum of dh over the tokens with word k, and so on
+
+m is dropout's factor. A table's gradient is dense by its schema; of its rows those in use are written by a kernel (see
+row_sums.py), the others by one fill with zeros. `embedding_rows` gives the rows in use alone.
+
+An id that is not a row of its table cannot become an IndexError without waiting for the GPU. Nothing is read or written
+out of bounds: the token's result is NaN, and the gradient leaves it out.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from smartcs.ops.checks import check_device, check_ids
+
+from .layer_norm_row import check_dropout_p, dropout_arguments, input_gradient, keep_factors, statistics, tile_of
+from .row_sums import sum_by_key
+from .rows import (
+    ROWS_PER_PARTIAL,
+    check_contiguous,
+    check_operand,
+    check_statistics,
+    check_whole_rows,
+    compute_dtype,
+    on_device_of,
+    partials_of,
+    sum_partials,
+    widened,
+)
+
+_OP = "embedding"
+
+
+def embedding_fwd(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    perturbation: Tensor | None,
+    eps: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y and h (T, C), mean and rstd (T,) of ids (T,), tables (rows, C) and parameters (C,)."""
+    check_whole_rows(_OP, "word", word)
+    tokens, columns = input_ids.numel(), word.shape[1]
+    _check_ids(tokens, word, "word", input_ids, token_type_ids, position_ids)
+    for name, table in (("token_type", token_type), ("position", position)):
+        check_operand(_OP, name, table, (table.shape[0] if table.dim() else 0, columns), word, "word")
+    check_operand(_OP, "weight", weight, (columns,), word, "word")
+    check_operand(_OP, "bias", bias, (columns,), word, "word")
+    if perturbation is not None:
+        check_operand(_OP, "perturbation", perturbation, (tokens, columns), word, "the packed tokens and word")
+    check_dropout_p(_OP, dropout_p)
+    y = word.new_empty((tokens, columns))
+    h = torch.empty_like(y)
+    mean = torch.empty(tokens, dtype=compute_dtype(word), device=word.device)
+    rstd = torch.empty_like(mean)
+    if tokens > 0:
+        options = tile_of(columns, 1024, 8)
+        with on_device_of(word):
+            _forward_kernel[(triton.cdiv(tokens, options["ROWS"]),)](
+                y,
+                h,
+                mean,
+                rstd,
+                input_ids,
+                token_type_ids,
+                position_ids,
+                word,
+                token_type,
+                position,
+                weight,
+                bias,
+                word if perturbation is None else perturbation,
+                word.shape[0],
+                token_type.shape[0],
+                position.shape[0],
+                tokens,
+                columns,
+                eps,
+                *dropout_arguments(dropout_p, seed, stream),
+                PERTURBED=perturbation is not None,
+                DROPOUT=dropout_p > 0,
+                **options,
+            )
+    return y, h, mean, rstd
+
+
+def embedding_bwd(
+    grad_y: Tensor,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    words: int,
+    token_types: int,
+    positions: int,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    need_word: bool,
+    need_token_type: bool,
+    need_position: bool,
+    parameter_grads: bool,
+    need_perturbation: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the tables, weight, bias and perturbation; empty where not asked for."""
+    check_whole_rows(_OP, "h", h)
+    tokens, columns = h.shape
+    check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
+    check_operand(_OP, "weight", weight, (columns,), h, "h")
+    check_statistics(_OP, mean, rstd, h)
+    _check_ids(tokens, h, "h", input_ids, token_type_ids, position_ids)
+    check_dropout_p(_OP, dropout_p)
+    grad_h = torch.empty_like(h)
+    with on_device_of(h):
+        partials = partials_of(h, 2 if parameter_grads else 0)
+        if tokens > 0:
+            _backward_kernel[(triton.cdiv(tokens, ROWS_PER_PARTIAL),)](
+                grad_h,
+                partials,
+                grad_y,
+                h,
+                mean,
+                rstd,
+                weight,
+                tokens,
+                columns,
+                *dropout_arguments(dropout_p, seed, stream),
+                DROPOUT=dropout_p > 0,
+                PARAMETER_GRADS=parameter_grads,
+                GROUP=ROWS_PER_PARTIAL,
+                **tile_of(columns, 4096, 8),
+            )
+        sums = sum_partials(partials, h.dtype) if parameter_grads else [h.new_empty(0) for _ in range(2)]
+        asked = (need_word, words, input_ids), (need_token_type, token_types, token_type_ids)
+        asked = *asked, (need_position, positions, position_ids)
+        tables = [h.new_zeros((rows if need else 0, columns)) for need, rows, _ in asked]
+        wanted = [(table, ids) for table, (need, _, ids) in zip(tables, asked, strict=True) if need]
+        if wanted:
+            # Stable: tokens with the same id stay in their order.
+            keys, order = torch.sort(torch.stack([ids for _, ids in wanted]), dim=1, stable=True)
+            sum_by_key([table for table, _ in wanted], keys, order, grad_h)
+    grad_perturbation = grad_h if need_perturbation else h.new_empty((0, columns))
+    return tables[0], tables[1], tables[2], sums[0], sums[1], grad_perturbation
+
+
+def embedding_rows(grad_h: Tensor, ids: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The ids that occur, ascending, and the sums of their rows of grad_h: the bits of the dense gradient.
+
+    How many they are is the result's shape, so this op waits for the GPU; nothing else here does.
+    """
+    check_whole_rows(_OP, "grad_h", grad_h)
+    check_ids(_OP, "ids", ids, grad_h.shape[:1], "grad_h")
+    check_device(_OP, "ids", ids, grad_h, "grad_h")
+    with on_device_of(grad_h):
+        keys, order = torch.sort(ids, stable=True)
+        used, group = torch.unique_consecutive(keys, return_inverse=True)
+        if used.numel() > 0:
+            # What takes the gradient writes to these rows: they must exist.
+            for outside in (row for row in used[[0, -1]].tolist() if not 0 <= row < rows):
+                raise IndexError(f"{_OP}: ids contain {outside}, but their table has {rows} rows")
+        sums = grad_h.new_empty((used.numel(), grad_h.shape[1]))
+        sum_by_key([sums], group[None], order[None], grad_h)
+    return used, sums
+
+
+def _check_ids(tokens: int, like: Tensor, like_name: str, *ids: Tensor) -> None:
+    for name, value in zip(("input_ids", "token_type_ids", "position_ids"), ids, strict=True):
+        check_ids(_OP, name, value, (tokens,), "the packed tokens (T,)")
+        check_device(_OP, name, value, like, like_name)
+        check_contiguous(_OP, name, value)
+
+
+@triton.jit
+def _looked_up(table_ptr, ids_ptr, size, row, rows, column, columns, inside):
+    """Rows of a table, zero where there is none, and whether there is one."""
+    ids = tl.load(ids_ptr + row, mask=row < rows, other=0)
+    known = (ids >= 0) & (ids < size)
+    values = tl.load(table_ptr + ids[:, None] * columns + column[None, :], mask=inside & known[:, None], other=0)
+    return widened(values), known
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
+def _forward_kernel(
+    y_ptr,  # (T, C) written
+    h_ptr,  # (T, C) written
+    mean_ptr,  # (T,) written
+    rstd_ptr,  # (T,) written
+    input_ids_ptr,  # (T,)
+    token_type_ids_ptr,  # (T,)
+    position_ids_ptr,  # (T,)
+    word_ptr,  # (words, C)
+    token_type_ptr,  # (token_types, C)
+    position_ptr,  # (positions, C)
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,)
+    perturbation_ptr,  # (T, C)
+    words,
+    token_types,
+    positions,
+    rows,
+    columns,
+    eps,
+    seed: tl.int64,
+    stream: tl.int64,
+    threshold: tl.int64,
+    scale,
+    PERTURBED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    in_row = column < columns
+    inside = (row < rows)[:, None] & in_row[None, :]
+    offset = row[:, None] * columns + column[None, :]
+    h, known = _looked_up(word_ptr, input_ids_ptr, words, row, rows, column, columns, inside)
+    values, also = _looked_up(token_type_ptr, token_type_ids_ptr, token_types, row, rows, column, columns, inside)
+    h, known = h + values, known & also
+    values, also = _looked_up(position_ptr, position_ids_ptr, positions, row, rows, column, columns, inside)
+    h, known = h + values, known & also
+    if PERTURBED:
+        h += widened(tl.load(perturbation_ptr + offset, mask=inside, other=0))
+    rounded = tl.where(known[:, None], h, float("nan")).to(h_ptr.dtype.element_ty)
+    tl.store(h_ptr + offset, rounded, mask=inside)
+    h = widened(rounded)  # the backward pass sees the stored h
+    mean, rstd = statistics(h, inside, columns, eps)
+    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
+    bias = widened(tl.load(bias_ptr + column, mask=in_row, other=0))
+    y = (h - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+    if DROPOUT:
+        y *= keep_factors(row, seed, stream, threshold, scale, y, BLOCK)
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(mean_ptr + row, mean, mask=row < rows)
+    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
+def _backward_kernel(
+    grad_h_ptr,  # (T, C) written
+    partials_ptr,  # (2, groups, C) written if PARAMETER_GRADS: of weight, bias
+    grad_y_ptr,  # (T, C)
+    h_ptr,  # (T, C)
+    mean_ptr,  # (T,)
+    rstd_ptr,  # (T,)
+    weight_ptr,  # (C,)
+    rows,
+    columns,
+    seed: tl.int64,
+    stream: tl.int64,
+    threshold: tl.int64,
+    scale,
+    DROPOUT: tl.constexpr,
+    PARAMETER_GRADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One program: the GROUP rows of one partial sum, ROWS at a time.
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    in_row = column < columns
+    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
+    sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    for first in range(0, GROUP, ROWS):
+        row = group * GROUP + first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & in_row[None, :]
+        offset = row[:, None] * columns + column[None, :]
+        # Zero beyond the last row and column, where means and sums must not change.
+        dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
+        if DROPOUT:
+            dy *= keep_factors(row, seed, stream, threshold, scale, dy, BLOCK)
+        h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
+        mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
+        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
+        dh = input_gradient(dy, xhat, weight, rstd, columns)
+        tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
+        if PARAMETER_GRADS:
+            sum_weight += tl.sum(dy * xhat, axis=0)
+            sum_bias += tl.sum(dy, axis=0)
+    if PARAMETER_GRADS:
+        sums_ptr = partials_ptr + group * columns + column
+        tl.store(sums_ptr, sum_weight, mask=in_row)
+        tl.store(sums_ptr + tl.num_programs(0).to(tl.int64) * columns, sum_bias, mask=in_row)
