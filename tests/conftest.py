@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# Whether Triton interprets is settled when it is first imported, and smartcs imports it (tests/kernels).
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from small_models import small_config
 
 import smartcs

@@ -1,14 +1,11 @@
-"""Triton kernels on CPU tensors, run by Triton's interpreter underneath the ops' own autograd functions."""
+"""Triton kernels on CPU tensors, run by Triton's interpreter underneath the ops' own autograd functions.
 
-import os
+tests/conftest.py tells Triton to interpret: here it would be too late.
+"""
+
 import warnings
 
 import pytest
-import torch
-
-# Read when a kernel is defined: before anything imports smartcs.kernels.<op>.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import smartcs
 from smartcs import kernels
