@@ -55,6 +55,12 @@ def column_at(position):
 
 
 @triton.jit
+def positions(columns):
+    """How many positions from 0 on hold all of the first `columns` columns: never fewer than there are."""
+    return columns // 64 * 64 + tl.minimum(columns % 64 * 4, 64)
+
+
+@triton.jit
 def bits_in_order(rows, first, seed, stream, COUNT: tl.constexpr):
     """Bits of rows (N,) at positions first to first + COUNT - 1: (N, COUNT) uint32.
 
