@@ -34,8 +34,9 @@ class Build:
     Args:
         kernel: "module:name" of what @triton.jit decorates.
         signature: The type of each argument that is not constexpr: "*bf16", "i32", "fp64". Pointers are taken to be
-            aligned to 16 bytes, as torch's are; integers are not taken to be divisible by anything.
+            aligned to 16 bytes, as torch's are.
         constexprs: The values of the others, of types that JSON has.
+        divisible: Integer arguments taken to be multiples of 16, as Triton finds out at a launch.
     """
 
     kernel: str
@@ -45,6 +46,7 @@ class Build:
     num_warps: int = 4
     num_stages: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    divisible: tuple[str, ...] = ()
 
 
 def resources(kernel: str, signature: dict[str, str], constexprs: dict[str, Any], cc: int, **launch: Any) -> dict:
@@ -58,7 +60,8 @@ def resources_of(builds: Sequence[Build]) -> list[dict[str, int]]:
         pytest.skip("Triton is not installed")
     with tempfile.TemporaryDirectory() as folder:
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        settings = {"TRITON_CACHE_DIR": folder, "TRITON_DUMP_PTXAS_LOG": "1", "PYTHONPATH": paths}
+        settings = {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
+        settings |= {"TRITON_CACHE_DIR": folder, "PYTHONPATH": paths}
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | settings
         process = subprocess.run(
             [sys.executable, __file__],
@@ -81,8 +84,8 @@ def _compile(build: Build) -> dict[str, int]:
     module, name = build.kernel.split(":")
     kernel = reduce(getattr, name.split("."), import_module(module))
     signature = {name: build.signature.get(name, "constexpr") for name in kernel.arg_names}
-    pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
-    aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    known = [kind.startswith("*") or name in build.divisible for name, kind in signature.items()]
+    aligned = {(i,): [["tt.divisibility", 16]] for i, multiple in enumerate(known) if multiple}
     source = ASTSource(kernel, signature, build.constexprs, aligned)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, **build.options}
     with contextlib.redirect_stdout(io.StringIO()) as log:
