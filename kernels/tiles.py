@@ -1,0 +1,55 @@
+"""Tiles of packed sentences: which rows a program owns, reading and writing those of one head, products of tiles.
+
+Programs of a grid (B, H, blocks) work on one sentence, one head and one block of tokens each.
+"""
+
+import triton
+import triton.language as tl
+
+from . import interpreted
+
+# Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
+_WIDEN = tl.constexpr(interpreted())
+
+
+@triton.jit
+def dot(a, b):
+    """a b, summed in float32 (float64 for float64); float32 is not rounded to TF32."""
+    if _WIDEN and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def as_scalar(number, like):
+    """A float argument, which is float64 or interpreted Python's, in the type a pointer points to."""
+    return tl.full([], number, like.dtype.element_ty)
+
+
+@triton.jit
+def sentence(cu_seqlens, tokens):
+    """First token and length of the program's sentence, within the tokens there are whatever cu_seqlens says."""
+    begin = tl.maximum(tl.load(cu_seqlens + tl.program_id(0)), 0)
+    # Not before the first: a difference that overflows would be a length.
+    end = tl.maximum(tl.minimum(tl.load(cu_seqlens + tl.program_id(0) + 1), tokens), begin)
+    return begin.to(tl.int64), (end - begin).to(tl.int32)
+
+
+@triton.jit
+def elements(rows, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Offsets (N, BLOCK_D) of a head's rows of a sentence, and which of their elements exist."""
+    d = tl.arange(0, BLOCK_D)
+    return rows.to(tl.int64)[:, None] * stride + d[None, :], (rows < length)[:, None] & (d < HEAD_SIZE)[None, :]
+
+
+@triton.jit
+def load(head, rows, stride, length, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows (N, BLOCK_D) of a head of a sentence, 0 where they do not exist."""
+    at, exist = elements(rows, stride, length, HEAD_SIZE, BLOCK_D)
+    return tl.load(head + at, mask=exist, other=0.0)
+
+
+@triton.jit
+def store(head, values, rows, stride, length, HEAD_SIZE: tl.constexpr):
+    at, exist = elements(rows, stride, length, HEAD_SIZE, values.shape[1])
+    tl.store(head + at, values.to(head.dtype.element_ty), mask=exist)
