@@ -59,8 +59,8 @@ measure: $(STAMPS)/test
 
 # Hours: every recipe on real text, DATA=DIR. Finished runs are kept, and the same command goes on after Ctrl-C.
 experiment: $(STAMPS)/test
-	@test $(DATA) != sample || { echo "make experiment needs the course's files: make experiment DATA=DIR" >&2; exit 1; }
-	$(BIN)/python benchmarks/experiment.py --data $(DATA) --jobs $(CORES)
+	@test "$(DATA)" != sample || { echo "make experiment needs the course's files: make experiment DATA=DIR" >&2; exit 1; }
+	$(BIN)/python benchmarks/experiment.py --data "$(DATA)" --jobs $(CORES)
 	$(BIN)/python benchmarks/tables.py
 
 check: $(STAMPS)/dev

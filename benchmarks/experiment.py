@@ -5,7 +5,7 @@
     make experiment DATA=DIR                            the same, and rewrites the pages
 
 DIR holds the course's files. Every stage is a `python -m smartcs.reproduce` command, printed before it runs, with a
-folder in runs/experiment; Ctrl-C leaves what is finished, and the same command goes on. The dev files are looked at by
+folder in runs/experiment; Ctrl-C leaves what is finished, and the same command goes on. The dev files are evaluated by
 the rows that report, once per run, at its end: learning rate, warm-up and pooling are chosen on a tenth of the training
 texts. What is kept, without paths, are the tables and every run's metrics.json, in benchmarks/results/experiment.
 """
@@ -15,6 +15,7 @@ import json
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "experiment"
 REPEATED = ("baseline", "smart", "smart-bregman", "smart-all", "smart-adv", "smart-adv-bregman")
-RATES = ("3e-5-warmup-0", "5e-5-warmup-0")  # above, the sweep collapses
+RATES = ("3e-5-warmup-0", "5e-5-warmup-0", "5e-5-warmup-100", "1e-4-warmup-100")
+STAGES = ("settings", "paper-batches", "candidates", "methods", "float32", "batches", "lambda", "parts")
 # So that one pass over each of the three sets takes about as many cycles: 14,000 QQP pairs are a part of the paper's
 # 283,000, which it reads in batches of 40, and most of a cycle's time would go into them.
 QQP_BATCH = 11
@@ -60,13 +62,17 @@ class Stage:
 
 
 def choosing(options: argparse.Namespace) -> list[Stage]:
-    """The stages that settings are chosen by; none of them reads the dev files."""
+    """The stages that evaluate held-out training texts: the sweep that settings are chosen by, then two checks of it.
+
+    The checks are on all three tasks: some settings at the paper's batches, and the two likeliest at ours.
+    """
     settings = (f"precision={options.precision}", f"holdout={HOLDOUT}")
-    batched = (*settings, f"batch_qqp={QQP_BATCH}")
     rows = tuple(f"all-mean-{rate}" for rate in RATES)
+    first = options.seeds[:1]
     return [
         Stage("settings", "settings", None, options.seeds[:2], options.sweep_cycles, settings),
-        Stage("candidates", "settings", rows, options.seeds[:1], options.cycles, batched),
+        Stage("paper-batches", "settings", rows, first, options.check_cycles, settings),
+        Stage("candidates", "settings", rows[:2], first, options.cycles, (*settings, f"batch_qqp={QQP_BATCH}")),
     ]
 
 
@@ -88,30 +94,18 @@ def reporting(options: argparse.Namespace, chosen: dict[str, Any]) -> list[Stage
 
 
 def choose(output: Path) -> dict[str, Any]:
-    """Pooling, learning rate and warm-up, by held-out figures alone.
-
-    The pooling is that of the best row of the sweep on SST and STS, the rest that of the best score among the
-    candidates on all tasks.
-    """
-
-    def rows(stage: str) -> list[dict[str, Any]]:
-        return json.loads((output / stage / "results.json").read_text())["rows"]
+    """Pooling, learning rate and warm-up of the sweep's best row: SST accuracy and (STS Pearson + 1) / 2, held out."""
+    rows = json.loads((output / "settings" / "results.json").read_text())["rows"]
 
     def figure(row: dict[str, Any]) -> float:
         return row["mean"]["sst_accuracy"] + (row["mean"]["sts_pearson"] + 1) / 2
 
-    pooling = max((row for row in rows("settings") if row["config"]["tasks"] != "all"), key=figure)["config"]["pooling"]
-    candidates = [row for row in rows("candidates") if row["config"]["pooling"] == pooling]
-    if not candidates:
-        raise SystemExit(
-            f"the sweep prefers {pooling} pooling, for which there are no candidates on all tasks: add some"
-        )
-    best = max(candidates, key=lambda row: row["mean"]["score"])["config"]
-    return {"pooling": pooling, "learning_rate": best["learning_rate"], "warmup": best["warmup"]}
+    best = max((row for row in rows if row["n_seeds"] and "sts_pearson" in row["mean"]), key=figure)["config"]
+    return {name: best[name] for name in ("pooling", "learning_rate", "warmup")}
 
 
 def run(stages: Sequence[Stage], options: argparse.Namespace) -> None:
-    """Runs the stages; exits as `smartcs.reproduce` does where one is interrupted or diverged."""
+    """Runs the stages; exits where one is interrupted or has a run without figures."""
     from smartcs.experiments.runner import reproduce
     from smartcs.reproduce import parse
 
@@ -121,30 +115,58 @@ def run(stages: Sequence[Stage], options: argparse.Namespace) -> None:
         result = reproduce(*parse(words))
         if result.signal is not None:
             sys.exit(128 + result.signal)
+        if any(outcome.state != "finished" for outcome in result.results.outcomes):
+            sys.exit(f"{stage.name}: not all runs have figures, see {options.output / stage.name / 'results.md'}")
 
 
 def keep(options: argparse.Namespace, kept: Path = KEPT) -> None:
-    """Copies every stage's results.json and every finished run's metrics.json, without paths, into `kept`."""
-    shutil.rmtree(kept, ignore_errors=True)
-    for results in sorted(options.output.glob("*/results.json")):
-        stage = results.parent
-        hidden = {options.data: "DIR", str(Path(options.data).absolute()): "DIR", f"{ROOT}/": ""}
-        tables = _without_paths(json.loads(results.read_text()), hidden)
-        _write(kept / stage.name / "results.json", tables, indent=1)
-        for row in tables["rows"]:
-            for one in row["runs"]:
-                if one["state"] == "finished":
-                    place = Path(row["name"]) / f"seed-{one['seed']}"
-                    metrics = json.loads((stage / place / "metrics.json").read_text())
-                    metrics.pop("environment")  # results.json has it once
-                    _write(kept / stage.name / f"{place}.json", _without_paths(metrics, hidden), indent=None)
+    """Copies every stage's results.json and every finished run's metrics.json, without paths, into `kept`.
+
+    What was there is replaced when all is copied, and not before.
+    """
+    missing = [name for name in STAGES if not (options.output / name / "results.json").is_file()]
+    if missing:
+        sys.exit(f"nothing is kept: {options.output} has no results of {', '.join(missing)}")
+    hidden = _hidden(options)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        copied = Path(folder) / "experiment"
+        for name in STAGES:
+            stage = options.output / name
+            tables = _without_paths(json.loads((stage / "results.json").read_text()), hidden)
+            _write(copied / name / "results.json", tables, indent=1)
+            for row in tables["rows"]:
+                for one in row["runs"]:
+                    if one["state"] == "finished":
+                        place = Path(row["name"]) / f"seed-{one['seed']}"
+                        metrics = json.loads((stage / place / "metrics.json").read_text())
+                        metrics.pop("environment")  # results.json has it once
+                        _write(copied / name / f"{place}.json", _without_paths(metrics, hidden), indent=None)
+        _write(copied / "about.json", _about(), indent=1)
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(copied, kept)
     print(f"kept {sum(1 for _ in kept.rglob('seed-*.json'))} runs in {kept}")
+
+
+def _about() -> dict[str, Any]:
+    """Which source this was kept at."""
+    from results_io import environment
+
+    return {name: value for name, value in environment().items() if name in ("commit", "dirty", "date", "cpu", "torch")}
+
+
+def _hidden(options: argparse.Namespace) -> dict[str, str]:
+    """Absolute paths, which results may name, and what stands for them."""
+    found = {}
+    for path, name in ((options.data, "DIR"), (options.model, "MODEL"), (options.output, "OUTPUT"), (ROOT, ".")):
+        if name != "MODEL" or Path(path).exists():
+            found |= {str(Path(path).absolute()): name, str(Path(path).resolve()): name}
+    return found
 
 
 def _without_paths(value: Any, hidden: dict[str, str]) -> Any:
     """The same without what names this machine's folders or quotes the data."""
     if isinstance(value, dict):
-        dropped = ("skipped_rows", "folder", "truncated")
+        dropped = ("skipped_rows", "folder", "truncated", "command")
         return {name: _without_paths(inner, hidden) for name, inner in value.items() if name not in dropped}
     if isinstance(value, list):
         return [_without_paths(inner, hidden) for inner in value]
@@ -174,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cycles", type=int, default=300, help="of every run on three tasks (default: %(default)s)")
     parser.add_argument("--part-cycles", type=int, default=400, help="on SST alone (default: %(default)s)")
     parser.add_argument("--sweep-cycles", type=int, default=175, help="on SST and STS (default: %(default)s)")
+    parser.add_argument("--check-cycles", type=int, default=250, help="at the paper's batches (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="run nothing, keep what there is")
     return parser
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment_tables import rows_of
+from experiment_tables import clear, rows_of
 from results_io import RESULTS
 
 OURS, PAPER, QUIET = "#1d3557", "#e76f51", "#8d99ae"
@@ -35,8 +35,7 @@ def draw_finding(path: Path, folder: Path = RESULTS) -> None:
     axes[0].legend(frameon=False, loc="lower left")
     labels = []
     for row in right:
-        smart = row["smart"]["sst"]
-        labels.append(f"{row['label']}\nalignment {smart['adversarial_alignment']:.2f}, R_s {smart['regulariser']:.2g}")
+        labels.append(f"{row['label']}\nR_s {row['smart']['sst']['regulariser']:.2g}")
     _intervals(axes[1], right, labels, "Minus no regulariser, SST alone")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -44,15 +43,17 @@ def draw_finding(path: Path, folder: Path = RESULTS) -> None:
 def _intervals(axis: Any, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], title: str) -> None:
     for at, row in enumerate(rows):
         found = row["difference"]["sst_accuracy"]
-        clear = found["low"] > 0 or found["high"] < 0
-        axis.plot([found["low"], found["high"]], [at, at], lw=2, color=OURS if clear else QUIET)
-        dot = {"mfc": OURS if clear else QUIET} if found["seeds"] > 1 else {"mfc": "white"}
-        axis.plot(found["mean"], at, "o", ms=7, mec=OURS if clear else QUIET, **dot)
+        several = len(found["each"]) > 1
+        colour = OURS if clear(found) else QUIET
+        axis.plot([found["low"], found["high"]], [at, at], lw=2, color=colour)
+        axis.plot(found["mean"], at, "o", ms=7, mec=colour, mfc=colour if several else "white")
+        if several:
+            axis.plot(found["each"], [at] * len(found["each"]), "|", ms=7, mew=1.2, color=colour)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_title(title, loc="left", fontsize=10)
-    axis.set_xlabel("SST accuracy; dark: the 95 % interval excludes 0; hollow: one seed", fontsize=8)
+    axis.set_xlabel("SST accuracy; dark: the 95 % interval excludes 0; hollow: one seed; ticks: seeds", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from results_io import RESULTS, read
@@ -37,7 +37,12 @@ def difference_of(row: Row, name: str) -> str:
     if found is None:
         return ""
     text = f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+    return f"**{text}**" if clear(found) else text
+
+
+def clear(found: Mapping[str, Any]) -> bool:
+    """Whether there are several seeds and the interval excludes zero."""
+    return len(found["each"]) > 1 and (found["low"] > 0 or found["high"] < 0)
 
 
 def papers_difference(row: Row, rows: Sequence[Row], name: str) -> str:
@@ -80,24 +85,23 @@ def conditions(name: str, folder: Path = RESULTS) -> str:
     finished = [row for row in found["rows"] if row["n_seeds"]]
     config, machine = finished[0]["config"], found["environment"]["machine"]
     versions = found["environment"]["versions"]
-    build = found["environment"]["extension"]["build"] or {}
     counts = sorted({row["n_seeds"] for row in finished})
+    about = json.loads((folder / "experiment" / "about.json").read_text())
     examples = found["data"]["examples"]
     trained = ", ".join(f"{task.upper()} {n:,}" for task, n in examples["train"].items())
     dev = ", ".join(f"{task.upper()} {n:,}" for task, n in examples["dev"].items())
-    batches = f"batches of {config['batch_sst']} / {config['batch_qqp']} / {config['batch_sts']}"
+    batches = f"batches of {' / '.join(str(config[f'batch_{task}']) for task in examples['dev'])}"
     seeds = " or ".join(map(str, counts))
     return (
         f"{config['cycles']} cycles, {batches}, {config['learning_rate']:g} with {config['warmup']} steps of warm-up, "
-        f"{config['pooling']} pooling, {config['precision']}; {seeds} seeds; trained on {trained}; evaluated once, at "
-        f"the end, on {dev}. {machine['cpu']}, torch {versions['torch']}, extension built at "
-        f"{str(build.get('git_commit'))[:12]}."
+        f"{config['pooling']} pooling, {config['precision']}; seeds: {seeds}; trained on {trained}; evaluated once, at "
+        f"the end, on {dev}. {machine['cpu']}, torch {versions['torch']}, kept at commit {about['commit']}."
     )
 
 
-def cycle_ratios(folder: Path = RESULTS) -> dict[str, str]:
-    """Recipe -> time of a cycle over the baseline's at the paper's batches in float32, taken in turns."""
-    rows = [row for row in read("cost", folder) if (row["shape"], row["precision"]) == ("minilm", "fp32")]
+def cycle_ratios(folder: Path = RESULTS, precision: str = "fp32") -> dict[str, str]:
+    """Recipe -> time of a cycle over the baseline's at the paper's batches, taken in turns."""
+    rows = [row for row in read("cost", folder) if (row["shape"], row["precision"]) == ("minilm", precision)]
     most = max((row["threads"] for row in rows), default=0)
     return {row["case"]: f"{row['ratios']['baseline'][1]:.2f}" for row in rows if row["threads"] == most}
 
@@ -134,14 +138,12 @@ def cost_and_diagnostics(folder: Path = RESULTS) -> str:
     rows = rows_of("methods", folder)
     if not rows:
         return "Not run."
-    cycles = cycle_ratios(folder)
-    lines = [
-        "| recipe | time here | a cycle's time | the paper's | alignment | norm of v | R_s on SST | from the anchor |"
-    ]
+    float32, bf16 = (cycle_ratios(folder, precision) for precision in ("fp32", "bf16"))
+    lines = ["| recipe | time, float32 | bf16 | the paper's | alignment | norm of v | R_s on SST | from the anchor |"]
     lines.append("|---" * 8 + "|")
     for row in rows:
         theirs = row["paper"].get("time_ratio")
-        cells = [mean_of(row, "time_ratio", 2), cycles.get(row["name"], "")]
+        cells = [ratios.get(row["name"], "not measured") for ratios in (float32, bf16)]
         cells += ["" if theirs is None else f"{theirs:.2f}", *_diagnostics(row)]
         divergence = row["anchor_divergence"].get("sst")
         cells.append("" if divergence is None else f"{divergence:.3g}")
@@ -150,8 +152,10 @@ def cost_and_diagnostics(folder: Path = RESULTS) -> str:
 
 
 def _diagnostics(row: Row) -> list[str]:
-    """Alignment, size of v and R_s on SST; empty without SMART."""
-    smart = row["smart"].get("sst", {})
+    """Alignment, size of v and R_s on SST; empty without SMART, and the alignment where v is random."""
+    smart = dict(row["smart"].get("sst", {}))
+    if smart and row["config"]["smart.step_size"] == 0:
+        del smart["adversarial_alignment"]  # its gradient was taken elsewhere
     keys = {"adversarial_alignment": ".2f", "perturbation_norm": ".3g", "regulariser": ".3g"}
     return [format(smart[key], form) if key in smart else "" for key, form in keys.items()]
 
@@ -162,33 +166,42 @@ def parts_table(folder: Path = RESULTS) -> str:
     if not rows:
         return "Not run."
     lines = [conditions("parts", folder), ""]
-    lines.append("| on SST alone | seeds | SST | minus no regulariser | alignment | norm of v | R_s | time |")
-    lines.append("|---" * 8 + "|")
+    lines.append("| on SST alone | seeds | SST | minus no regulariser | alignment | norm of v | R_s |")
+    lines.append("|---" * 7 + "|")
     for row in rows:
-        cells = [
-            str(row["n_seeds"]),
-            mean_of(row, "sst_accuracy"),
-            difference_of(row, "sst_accuracy"),
-            *_diagnostics(row),
-        ]
-        lines.append(f"| {row['label']} | {' | '.join(cells)} | {mean_of(row, 'time_ratio', 2)} |")
+        cells = [str(row["n_seeds"]), mean_of(row, "sst_accuracy"), difference_of(row, "sst_accuracy")]
+        lines.append(f"| {row['label']} | {' | '.join([*cells, *_diagnostics(row)])} |")
     return "\n".join(lines)
+
+
+def contrasts_table(folder: Path = RESULTS) -> str:
+    """Rows against each other in SST accuracy, seed by seed."""
+    lines = ["| SST accuracy of | minus | difference | seed by seed |", "|---|---|---|---|"]
+    for name in ("methods", "parts"):
+        labels = {row["name"]: row["label"] if name == "parts" else f"`{row['name']}`" for row in rows_of(name, folder)}
+        for pair in (stage(name, folder) or {"contrasts": []})["contrasts"]:
+            each = ", ".join(f"{value:+.3f}" for value in pair["difference"]["sst_accuracy"]["each"])
+            cells = [labels[pair["row"]], labels[pair["minus"]], difference_of(pair, "sst_accuracy"), each]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run."
 
 
 def settings_table(folder: Path = RESULTS) -> str:
     """What the settings were chosen by."""
-    rows = [*rows_of("settings", folder), *rows_of("candidates", folder)]
+    rows = [row for name in ("settings", "paper-batches", "candidates") for row in rows_of(name, folder)]
     if not rows:
         return "Not run."
-    lines = ["| held-out training texts | cycles | seeds | SST | QQP | STS | score |", "|---" * 7 + "|"]
+    lines = ["| held-out training texts | QQP batch | cycles | seeds | SST | QQP | STS | score |", "|---" * 8 + "|"]
     for row in rows:
-        cells = [str(row["config"]["cycles"]), str(row["n_seeds"]), *(mean_of(row, name) for name in FIGURES)]
+        config = row["config"]
+        batch = str(config["batch_qqp"]) if config["tasks"] == "all" else ""
+        cells = [batch, str(config["cycles"]), str(row["n_seeds"]), *(mean_of(row, name) for name in FIGURES)]
         lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def others_table(folder: Path = RESULTS) -> str:
-    """Batches and lambda, and both precisions of two rows; one seed each."""
+    """Batches and lambda, and both precisions of one row; one seed each."""
     methods = {row["name"]: row for row in rows_of("methods", folder)}
     if not methods:
         return "Not run."
@@ -226,9 +239,36 @@ def from_metrics(name: str, folder: Path = RESULTS) -> list[str]:
             continue
         for key in (*FIGURES, "seconds_per_epoch"):
             values = [one[key] for one in metrics if one[key] is not None]
-            if values and abs(fmean(values) - row["mean"][key]) > 1e-9:
+            if not values:
+                continue
+            if abs(fmean(values) - row["mean"][key]) > 1e-9:
                 wrong.append(f"{name}: {key} of {row['name']} is {row['mean'][key]}, its runs say {fmean(values)}")
+            if len(values) > 1 and abs(stdev(values) - row["std"][key]) > 1e-9:
+                wrong.append(f"{name}: {key} of {row['name']} has spread {row['std'][key]}, its runs {stdev(values)}")
+    return [*wrong, *_wrong_differences(name, folder)]
+
+
+def _wrong_differences(name: str, folder: Path) -> list[str]:
+    """Where differences are not those of the runs' figures, seed by seed; their intervals need the predictions."""
+    found = stage(name, folder)
+    if found is None:
+        return []
+    pairs = [(row["name"], found["baseline"], row["difference"]) for row in found["rows"] if row.get("difference")]
+    pairs += [(pair["row"], pair["minus"], pair["difference"]) for pair in found.get("contrasts", [])]
+    wrong = []
+    for one, other, differences in pairs:
+        runs = [_by_seed(folder / "experiment" / name / row) for row in (one, other)]
+        common = sorted(set(runs[0]) & set(runs[1]))
+        for key, difference in differences.items():
+            each = [runs[0][seed][key] - runs[1][seed][key] for seed in common]
+            same = len(each) == len(difference["each"])
+            if not same or any(abs(a - b) > 1e-6 for a, b in zip(each, difference["each"], strict=True)):
+                wrong.append(f"{name}: {key} of {one} minus {other} is {difference['each']}, the runs say {each}")
     return wrong
+
+
+def _by_seed(folder: Path) -> dict[int, Mapping[str, Any]]:
+    return {int(path.stem.removeprefix("seed-")): json.loads(path.read_text()) for path in folder.glob("seed-*.json")}
 
 
 TABLES = {
@@ -236,8 +276,9 @@ TABLES = {
     "experiment-methods": methods_table,
     "experiment-cost": cost_and_diagnostics,
     "experiment-parts": parts_table,
+    "experiment-contrasts": contrasts_table,
     "experiment-settings": settings_table,
     "experiment-others": others_table,
 }
 """By the name of the generated part."""
-STAGES = ("settings", "candidates", "methods", "float32", "batches", "lambda", "parts")
+STAGES = ("settings", "paper-batches", "candidates", "methods", "float32", "batches", "lambda", "parts")

@@ -201,7 +201,7 @@ def main() -> int:
         raise UsageError(_as_typed(str(error))) from None
     if result.signal is not None:
         return 128 + result.signal
-    return int(any("diverged" in outcome.state for outcome in result.results.outcomes))
+    return int(any(outcome.state != "finished" for outcome in result.results.outcomes))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Experiment:
         baseline: name of the row that run times are compared with; None where time is not the point.
         split: whose figures the paper's are, "dev" or "test".
         notes: what a reader must know of the table.
+        contrasts: pairs of rows, the first of which is compared with the second beside the baseline.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Experiment:
     baseline: str | None = None
     split: str = "dev"
     notes: tuple[str, ...] = ()
+    contrasts: tuple[tuple[str, str], ...] = ()
 
 
 def _times(recipe: str) -> dict[str, float]:

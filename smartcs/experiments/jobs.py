@@ -272,7 +272,15 @@ def _stage_differences(stage: Stage, metrics: Mapping[str, Any]) -> list[str]:
 def _compare(wanted: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
     # What a run of an earlier version does not name, it did by default.
     found = flat(TrainConfig()) | _flat_names(recorded)
-    return [f"{name} {found[name]}, now {value}" for name, value in wanted.items() if found[name] != value]
+    return [
+        f"{name} {found[name]}, now {value}" for name, value in wanted.items() if not _same(name, found[name], value)
+    ]
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting are equal; a data folder may be written in several ways."""
+    folders = name == "data" and SAMPLE_DATA not in (one, other)
+    return one == other or (folders and os.path.realpath(one) == os.path.realpath(other))
 
 
 def _flat_names(recorded: Mapping[str, Any]) -> dict[str, Any]:

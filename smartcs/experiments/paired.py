@@ -1,13 +1,16 @@
 """How far one system's figures lie from another's, and how far that would move with other examples and other seeds.
 
 Both systems have been run with the same seeds and predict the same N examples, so what the examples and the seeds do
-to both cancels in the difference. The interval is a percentile bootstrap (Efron & Tibshirani 1993) of that difference:
-every draw takes N examples and as many seeds with replacement, the same ones for both systems. With one seed only the
-examples vary, and the interval says nothing about what another seed would have given.
+to both cancels in the difference. The interval holds two: a percentile bootstrap (Efron & Tibshirani 1993), of which
+every draw takes N examples and as many seeds with replacement, the same ones for both systems; and, from two seeds on,
+Student's t interval of the seeds' differences. A bootstrap of three seeds has too few values to be wide enough where
+seeds differ more than examples do, and the t interval knows nothing of the examples, so the wider end counts. With one
+seed only the examples vary: that interval says nothing about what another seed would have given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,19 +31,24 @@ class Difference:
 
     Attributes:
         mean: over the seeds.
-        low, high: the 95 % bootstrap interval.
-        seeds: how many pairs of runs.
+        low, high: the 95 % interval.
+        each: one per seed.
     """
 
     mean: float
     low: float
     high: float
-    seeds: int
+    each: tuple[float, ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs of runs."""
+        return len(self.each)
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+        """Whether there are several seeds and the interval excludes zero."""
+        return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
 
 def paired_differences(
@@ -87,9 +95,21 @@ def paired_differences(
             values["score"] = (values["sst_accuracy"] + values["qqp_accuracy"] + values["sts_pearson"] / 2) / 3
     differences = {}
     for name, found in drawn.items():
+        mean, each = float(observed[name].mean()), observed[name]
         low, high = np.percentile(np.take_along_axis(found, seeds, 1).mean(axis=1), [2.5, 97.5])
-        differences[name] = Difference(float(observed[name].mean()), float(low), float(high), len(ours))
+        if len(each) > 1:
+            reach = _t_quantile(len(each) - 1) * float(each.std(ddof=1)) / math.sqrt(len(each))
+            low, high = min(low, mean - reach), max(high, mean + reach)
+        differences[name] = Difference(mean, float(low), float(high), tuple(map(float, each)))
     return differences
+
+
+def _t_quantile(freedom: int) -> float:
+    """The 97.5 % point of Student's distribution, from its density on a fine grid of angles: t = sqrt(f) tan a."""
+    angles = np.linspace(0, math.pi / 2, 400_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(math.sqrt(freedom) * math.tan(np.interp(0.95, below / below[-1], angles)))
 
 
 def _parts(draws: int) -> list[int]:

@@ -62,6 +62,7 @@ class Results:
         notes: what a reader must know of the table.
         slips: where the paper's scores do not follow from its figures.
         warnings: what is missing.
+        contrasts: pairs of rows that the experiment names -> their differences; see `smartcs.experiments.differences`.
     """
 
     experiment: Experiment
@@ -71,6 +72,7 @@ class Results:
     notes: tuple[str, ...]
     slips: tuple[str, ...]
     warnings: tuple[str, ...]
+    contrasts: Mapping[tuple[str, str], Mapping[str, Difference]] = field(default_factory=dict)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -115,6 +117,10 @@ class Results:
             "notes": [*self.notes, *self.slips],
             "warnings": list(self.warnings),
             "rows": [_row_dict(result, self) for result in self.rows],
+            "contrasts": [
+                {"row": one, "minus": other, "difference": {name: asdict(value) for name, value in found.items()}}
+                for (one, other), found in self.contrasts.items()
+            ],
             "data": next((outcome.metrics["data"] for outcome in self.outcomes if outcome.metrics), None),
             "version": ", ".join(versions) or None,
             "environment": environments[0] if environments else info.collect(),

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Event
 from threading import Thread
 from time import sleep
@@ -158,11 +158,15 @@ def _start_worker(threads: int, ending: Event) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # between two runs; a run has its own way
 
+    parent = parent_process()
+
     def end() -> None:
-        ending.wait()
         while True:
-            os.kill(os.getpid(), signal.SIGTERM)  # again and again: a run may not be listening yet
-            sleep(_POLL)
+            if parent is not None and not parent.is_alive():
+                os._exit(1)  # nobody waits for the run, and a repeated command will start it again
+            if ending.wait(_POLL):
+                os.kill(os.getpid(), signal.SIGTERM)  # again and again: a run may not be listening yet
+                sleep(_POLL)
 
     Thread(target=end, daemon=True).start()
 

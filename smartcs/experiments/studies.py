@@ -52,6 +52,7 @@ _METHODS = Experiment(
         *(Row(row.name, row.label, row.recipe) for row in ADVERSARIAL),
     ),
     baseline="baseline",
+    contrasts=(("smart-adv", "smart"), ("smart-bregman", "smart"), ("smart-adv-bregman", "smart-adv")),
 )
 
 _PROJECTED: dict[str, Any] = {"smart.tasks": "sst", "smart.update": "projected"}
@@ -111,6 +112,15 @@ _PARTS = Experiment(
     notes=(
         "Rows of equal 2-norm have perturbations of one size per token and differ in their direction alone.",
         "lambda is 2 unless a row says otherwise.",
+        "A random direction's gradient is taken far away, at its start: its alignment tells nothing.",
+    ),
+    contrasts=(
+        ("adv-l2-1", "random-l2-1"),
+        ("adv-l2-1e-1", "random-l2-1e-1"),
+        ("adv", "published"),
+        ("published-fresh", "published"),
+        ("adv-embedding-output", "adv"),
+        ("adv-lambda-10", "adv"),
     ),
 )
 

@@ -106,14 +106,18 @@ def _difference_lines(results: Results) -> list[str]:
     lines = ["", f"## Minus {results.experiment.baseline}, same seeds and examples", ""]
     lines += [_markdown_line(["Row", "Seeds", *(HEADINGS[name] for name in names)])]
     lines += [_markdown_line(["---", *("---:" for _ in range(1 + len(names)))])]
-    for result in different:
-        found = [result.differences[name] for name in names]
+    labels = {result.row.name: result.row.label for result in results.rows}
+    compared = [(result.row.label, result.differences) for result in different]
+    compared += [(f"{labels[a]} minus {labels[b]}", found) for (a, b), found in results.contrasts.items()]
+    for label, differences in compared:
+        found = [differences[name] for name in names]
         cells = [f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in found]
-        lines.append(_markdown_line([result.row.label, str(found[0].seeds), *cells]))
+        lines.append(_markdown_line([label, str(found[0].seeds), *cells]))
     return [
         *lines,
         "",
-        "In brackets: 95 % of a paired bootstrap over examples and seeds; with one seed over examples alone.",
+        "In brackets: 95 %, the wider of a paired bootstrap over examples and seeds and of Student's t over the seeds; "
+        "with one seed of examples alone, which says nothing about another seed.",
     ]
 
 

@@ -151,9 +151,9 @@ def backend_report(device: Literal["cpu", "cuda"] = "cpu") -> list[OpReport]:
         elif not available:
             rows.append(OpReport(op, "reference", missing))
         elif device == "cuda":
-            reason = no_gpu_kernel(op)
+            why = no_gpu_kernel(op)
             kind = "Triton kernel" if op in kernels.OPS else "CUDA C++ kernel"
-            rows.append(OpReport(op, "fused" if reason is None else "reference", reason or kind))
+            rows.append(OpReport(op, "fused" if why is None else "reference", why or kind))
         elif op == "linear":
             rows.append(OpReport(op, "fused", f"float32 products by {torch.ops.smartcs.linear_library()}"))
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smartcs.experiments.paired import paired_differences
+from smartcs.experiments.paired import _t_quantile, paired_differences
 from smartcs.training.metrics import accuracy, pearson, score
 
 N = {"sst": 300, "qqp": 500, "sts": 200}
@@ -50,8 +50,8 @@ def test_means_are_the_differences_of_the_figures(labels, count):
     for name, difference in found.items():
         expected = np.mean([x[name] - y[name] for x, y in zip(a, b, strict=True)])
         assert difference.mean == pytest.approx(expected, abs=1e-12) and difference.seeds == count
-        assert difference.low < difference.mean < difference.high
-        assert difference.clear == (difference.low > 0 or difference.high < 0)
+        assert difference.low < difference.mean < difference.high and len(difference.each) == count
+        assert difference.clear == (count > 1 and (difference.low > 0 or difference.high < 0))
 
 
 def test_the_interval_of_one_seed_is_that_of_the_examples(labels):
@@ -100,6 +100,27 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         found = paired_differences(pair[:1], pair[1:], right, draws=300)["sst_accuracy"]
         covered += found.low <= 0 <= found.high
     assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_three_seeds_that_differ_are_covered_too():
+    """Two systems that are equally good but for what each seed does to them: more than the examples do."""
+    generator, covered = np.random.default_rng(12), 0
+    right = {"sst": generator.integers(5, size=300)}
+
+    def run():
+        wrong = generator.random(300) > 0.6 + generator.normal() * 0.05
+        return {"sst": np.where(wrong, (right["sst"] + 1) % 5, right["sst"])}
+
+    for _ in range(200):
+        pairs = [(run(), run()) for _ in range(3)]
+        found = paired_differences([a for a, _ in pairs], [b for _, b in pairs], right, draws=200)["sst_accuracy"]
+        covered += found.low <= 0 <= found.high
+    assert covered / 200 >= 0.92
+
+
+@pytest.mark.parametrize(("freedom", "point"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (100, 1.9840)])
+def test_students_quantiles(freedom, point):
+    assert _t_quantile(freedom) == pytest.approx(point, rel=2e-4)
 
 
 def test_constant_predictions_have_no_correlation(labels):
