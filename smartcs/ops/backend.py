@@ -97,10 +97,10 @@ def use_fused(op: str, tensor: Tensor) -> bool:
         _warn_once(f"smartcs: running on the PyTorch reference, which is slower: {reason}")
         return False
     if tensor.device.type == "cuda":
-        reason = no_gpu_kernel(op)
-        if reason is not None and op != "linear":
-            _warn_once(f"smartcs: {op} runs on the PyTorch reference on this GPU, which is slower: {reason}")
-        return reason is None and tensor.dtype in GPU_DTYPES
+        missing = no_gpu_kernel(op)
+        if missing is not None and op != "linear":
+            _warn_once(f"smartcs: {op} runs on the PyTorch reference on this GPU, which is slower: {missing}")
+        return missing is None and tensor.dtype in GPU_DTYPES
     if tensor.device.type != "cpu":
         _warn_once(f"smartcs: no {tensor.device.type} kernels in this version, running on the PyTorch reference")
         return False
