@@ -152,8 +152,11 @@ def embedding_bwd(
                 **tile_of(columns, 4096, 8),
             )
         sums = sum_partials(partials, h.dtype) if parameter_grads else [h.new_empty(0) for _ in range(2)]
-        asked = (need_word, words, input_ids), (need_token_type, token_types, token_type_ids)
-        asked = *asked, (need_position, positions, position_ids)
+        asked = (
+            (need_word, words, input_ids),
+            (need_token_type, token_types, token_type_ids),
+            (need_position, positions, position_ids),
+        )
         tables = [h.new_zeros((rows if need else 0, columns)) for need, rows, _ in asked]
         wanted = [(table, ids) for table, (need, _, ids) in zip(tables, asked, strict=True) if need]
         if wanted:
