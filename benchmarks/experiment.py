@@ -132,7 +132,9 @@ def keep(options: argparse.Namespace, kept: Path = KEPT) -> None:
         copied = Path(folder) / "experiment"
         for name in STAGES:
             stage = options.output / name
-            tables = _without_paths(json.loads((stage / "results.json").read_text()), hidden)
+            results = json.loads((stage / "results.json").read_text())
+            hidden |= {row["config"]["data"]: "DIR" for row in results["rows"]}  # as it was written then
+            tables = _without_paths(results, hidden)
             _write(copied / name / "results.json", tables, indent=1)
             for row in tables["rows"]:
                 for one in row["runs"]:
