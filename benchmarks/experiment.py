@@ -122,15 +122,16 @@ def run(stages: Sequence[Stage], options: argparse.Namespace) -> None:
 def keep(options: argparse.Namespace, kept: Path = KEPT) -> None:
     """Copies every stage's results.json and every finished run's metrics.json, without paths, into `kept`.
 
-    What was there is replaced when all is copied, and not before.
+    A stage that was kept before is replaced when all is copied, and not before; one that has not run here stays.
     """
-    missing = [name for name in STAGES if not (options.output / name / "results.json").is_file()]
-    if missing:
-        sys.exit(f"nothing is kept: {options.output} has no results of {', '.join(missing)}")
+    found = [name for name in STAGES if (options.output / name / "results.json").is_file()]
+    if not found:
+        sys.exit(f"nothing is kept: {options.output} has no results of {', '.join(STAGES)}")
+    kept.mkdir(parents=True, exist_ok=True)
     hidden = _hidden(options)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        copied = Path(folder) / "experiment"
-        for name in STAGES:
+        copied = Path(folder)
+        for name in found:
             stage = options.output / name
             results = json.loads((stage / "results.json").read_text())
             hidden |= {row["config"]["data"]: "DIR" for row in results["rows"]}  # as it was written then
@@ -143,10 +144,11 @@ def keep(options: argparse.Namespace, kept: Path = KEPT) -> None:
                         metrics = json.loads((stage / place / "metrics.json").read_text())
                         metrics.pop("environment")  # results.json has it once
                         _write(copied / name / f"{place}.json", _without_paths(metrics, hidden), indent=None)
-        _write(copied / "about.json", _about(), indent=1)
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.move(copied, kept)
-    print(f"kept {sum(1 for _ in kept.rglob('seed-*.json'))} runs in {kept}")
+            _write(copied / name / "about.json", _about(), indent=1)
+        for name in found:
+            shutil.rmtree(kept / name, ignore_errors=True)
+            shutil.move(copied / name, kept / name)
+    print(f"kept {', '.join(found)} in {kept}: {sum(1 for _ in kept.rglob('seed-*.json'))} runs in all")
 
 
 def _about() -> dict[str, Any]:

@@ -74,13 +74,23 @@ def test_the_choice_is_the_sweeps_best_row(tmp_path):
     assert experiment.choose(tmp_path) == CHOSEN
 
 
-def test_nothing_kept_is_lost_where_stages_are_missing(options, tmp_path):
+def test_stages_that_did_not_run_here_stay_as_they_were_kept(options, tmp_path):
     kept = tmp_path / "kept"
-    kept.mkdir()
-    (kept / "about.json").write_text("{}")
+    for name in ("methods", "parts"):
+        (kept / name / "old").mkdir(parents=True)
+        (kept / name / "old" / "seed-1.json").write_text("{}")
     with pytest.raises(SystemExit, match="nothing is kept: .* has no results of settings, paper-batches"):
         experiment.keep(options, kept)
-    assert (kept / "about.json").is_file()
+    config = {"data": options.data}
+    runs = [{"seed": 2, "state": "finished"}, {"seed": 3, "state": "diverged"}]
+    write_results(options.output, "parts", {"name": "adv", "config": config, "runs": runs})
+    run = options.output / "parts" / "adv" / "seed-2"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text(json.dumps({"score": 1, "environment": {}, "data": f"{options.data}, cut"}))
+    experiment.keep(options, kept)
+    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.json"))
+    assert files == ["methods/old/seed-1.json", "parts/about.json", "parts/adv/seed-2.json", "parts/results.json"]
+    assert json.loads((kept / "parts" / "adv" / "seed-2.json").read_text()) == {"score": 1, "data": "DIR, cut"}
 
 
 def test_what_is_kept_names_no_folder_of_this_machine_and_quotes_no_data(tmp_path):
