@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import threading
 
@@ -53,6 +54,7 @@ def test_a_signal_stops_all_after_their_step(reproduce, tmp_path, number):
 
 
 def test_what_a_run_raises_reaches_the_caller(reproduce, tmp_path, data_folder):
-    (data_folder / "ids-sst-train.csv").write_text("nonsense\n")
+    broken = shutil.copytree(data_folder, tmp_path / "broken")
+    (broken / "ids-sst-train.csv").write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"ids-sst-train\.csv"):
-        reproduce("figure8", "baseline", "dropout", jobs=2)
+        reproduce("figure8", "baseline", "dropout", jobs=2, data=str(broken))
