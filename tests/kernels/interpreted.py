@@ -83,11 +83,14 @@ def _gpu_roundings() -> Iterator[None]:
 
 @contextmanager
 def _poisoned() -> Iterator[None]:
-    """Fresh memory holds NaN, or the largest integer."""
+    """Fresh memory holds NaN, or the largest integer; only here, though others may keep these functions for longer."""
+    active = True
 
     def poisoning(make):
         def poisoned(*args, **kwargs):
             tensor = make(*args, **kwargs)
+            if not active:
+                return tensor
             return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
 
         return poisoned
@@ -95,7 +98,10 @@ def _poisoned() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             stack.enter_context(patch.object(owner, name, poisoning(getattr(owner, name))))
-        yield
+        try:
+            yield
+        finally:
+            active = False
 
 
 class _Launch:
