@@ -16,13 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layer_norm_row import check_dropout_p, dropout_arguments, input_gradient, keep_factors, statistics, tile_of
+from smartcs.ops.checks import check_dropout
+from smartcs.ops.random import compute_dtype
+
+from .layer_norm_row import (
+    dropout_arguments,
+    input_gradient,
+    keep_factors,
+    normalised,
+    store_statistics,
+    tile_of,
+)
 from .rows import (
     ROWS_PER_PARTIAL,
     check_operand,
-    check_statistics,
+    check_statistic,
     check_whole_rows,
-    compute_dtype,
     on_device_of,
     partials_of,
     sum_partials,
@@ -51,7 +60,7 @@ def add_layer_norm_fwd(
     check_operand(_OP, "bias", bias, (columns,), x, "x")
     if input_bias is not None:
         check_operand(_OP, "input_bias", input_bias, (columns,), x, "x")
-    check_dropout_p(_OP, dropout_p)
+    check_dropout(_OP, dropout_p, seed, stream)
     y, h = torch.empty_like(x), torch.empty_like(x)
     mean = torch.empty(rows, dtype=compute_dtype(x), device=x.device)
     rstd = torch.empty_like(mean)
@@ -95,8 +104,9 @@ def add_layer_norm_bwd(
     rows, columns = h.shape
     check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
     check_operand(_OP, "weight", weight, (columns,), h, "h")
-    check_statistics(_OP, mean, rstd, h)
-    check_dropout_p(_OP, dropout_p)
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        check_statistic(_OP, name, statistic, h.shape[:1], h, "h")
+    check_dropout(_OP, dropout_p, seed, stream)
     dropout = dropout_p > 0
     grad_residual = torch.empty_like(h)
     grad_x = torch.empty_like(h) if dropout else h.new_empty(0)
@@ -160,13 +170,9 @@ def _forward_kernel(
     rounded = (widened(tl.load(residual_ptr + offset, mask=inside, other=0)) + z).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offset, rounded, mask=inside)
     h = widened(rounded)
-    mean, rstd = statistics(h, inside, columns, eps)
-    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
-    bias = widened(tl.load(bias_ptr + column, mask=in_row, other=0))
-    y = (h - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(mean_ptr + row, mean, mask=row < rows)
-    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+    store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)
 
 
 @triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
@@ -205,11 +211,7 @@ def _backward_kernel(
         offset = row[:, None] * columns + column[None, :]
         # Zero beyond the last row and column, where means and sums must not change.
         dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
-        h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
-        mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
-        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
-        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
-        dh = input_gradient(dy, xhat, weight, rstd, columns)
+        dh, xhat = input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns)
         tl.store(grad_residual_ptr + offset, dh.to(grad_residual_ptr.dtype.element_ty), mask=inside)
         dx = dh
         if DROPOUT:

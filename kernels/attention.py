@@ -14,7 +14,7 @@ the sum of each row so far. Backward is deterministic, since every gradient is w
     _gradients_of_queries  dq of a block of queries, walking over the keys. It runs first and leaves for the other what
                            that must know of whole rows: mean, and the sum of exp(s - lse)
 
-Where a block holds all keys of the longest sentence, the usual case, rows are whole and the first does everything.
+Where a block holds all keys of the longest sentence (in 16 bits up to 64), rows are whole and the first does it all.
 
 mean is taken from dp, not as sum(do * out): that is equal but rounded apart from dp, and where the softmax is sharp the
 difference is all that ds should be. For the same reason both kernels take s and dp from `_tile`. p is divided by its
@@ -34,10 +34,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smartcs.ops.checks import check_cu_seqlens, check_float, check_shape
+from smartcs.ops.checks import check_cu_seqlens, check_dropout, check_float
+from smartcs.ops.random import compute_dtype, drop_threshold
 
 from .philox import bits_in_order, column_at, positions
+from .rows import check_contiguous, check_operand, check_statistic, on_device_of
 from .tiles import as_scalar, dot, load, sentence, store
+
+_OP = "attention"
+MAX_HEAD_SIZE = 128
+"""The widest head that a kernel takes: a tile holds all of it."""
 
 # Batches differ in these, and Triton would compile anew for a 1 and for a multiple of 16. Their types are fixed below.
 _CHANGING = ["tokens", "seed", "stream", "threshold"]
@@ -252,12 +258,17 @@ class Blocks(NamedTuple):
     num_stages: int = 1
 
 
+# By bytes of an element and padded head size. What spills no registers on sm_80, sm_90 and sm_100, chosen by that and
+# for sentences, not timed on a GPU yet. IEEE float32 has no tensor cores: a thread holds its operands for all of D.
+_BLOCKS = {
+    2: {16: Blocks(16, 64, 4), 32: Blocks(16, 64, 4), 64: Blocks(32, 64, 4), 128: Blocks(16, 64, 8)},
+    4: {16: Blocks(16, 32, 4), 32: Blocks(32, 32, 4), 64: Blocks(32, 32, 8), 128: Blocks(16, 32, 8)},
+}
+
+
 def blocks(dtype: torch.dtype, block_d: int) -> Blocks:
-    """What spills no registers on sm_80, sm_90 and sm_100, for sentences first. Nothing of it depends on the batch."""
-    if dtype.itemsize == 2:
-        return Blocks(32, 64, 4) if block_d <= 64 else Blocks(16, 64, 8)
-    # IEEE float32 has no tensor cores: a thread holds its operands for all of D.
-    return Blocks(32, 32, 4 if block_d <= 32 else 8) if block_d <= 64 else Blocks(16, 32, 8)
+    """Nothing here depends on the batch, so that none compiles anew. float64 is for gradient checks."""
+    return _BLOCKS[min(dtype.itemsize, 4)][block_d]
 
 
 def attention_fwd(
@@ -266,7 +277,7 @@ def attention_fwd(
     """out (T, H, D) and the log-sum-exp of the scaled scores (T, H)."""
     launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
     out = torch.empty(launch.shape, dtype=qkv.dtype, device=qkv.device)
-    lse = torch.empty(launch.shape[:2], dtype=launch.statistics, device=qkv.device)
+    lse = torch.empty(launch.shape[:2], dtype=compute_dtype(qkv), device=qkv.device)
     launch(_forward, (out, lse, qkv), launch.query_blocks)
     return out, lse
 
@@ -284,10 +295,10 @@ def attention_bwd(
 ) -> Tensor:
     """grad_qkv (T, 3, H, D)."""
     launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
-    launch.check("grad_out", grad_out, qkv.dtype, launch.shape)
-    launch.check("lse", lse, launch.statistics, launch.shape[:2])
+    check_operand(_OP, "grad_out", grad_out, launch.shape, qkv, "qkv")
+    check_statistic(_OP, "lse", lse, launch.shape[:2], qkv, "qkv")
     grad_qkv = torch.empty_like(qkv)
-    if launch.key_blocks <= 1:
+    if launch.whole:
         launch(_gradients_of_keys, (grad_qkv, lse, lse, grad_out, qkv, lse), launch.key_blocks, WHOLE=True)
     else:
         tensors = (grad_qkv, torch.empty_like(lse), torch.empty_like(lse), grad_out, qkv, lse)
@@ -305,17 +316,16 @@ class _Launch:
     def __init__(
         self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, dropout_p: float, seed: int, stream: int
     ) -> None:
-        if qkv.dim() != 4 or qkv.shape[1] != 3 or qkv.shape[3] > 128:
-            raise ValueError(f"attention: qkv has shape {list(qkv.shape)}, expected (T, 3, H, D) with D of at most 128")
-        check_float("attention", "qkv", qkv)
+        check_float(_OP, "qkv", qkv)
+        if qkv.dim() != 4 or qkv.shape[1] != 3 or qkv.shape[3] > MAX_HEAD_SIZE:
+            wanted = f"(T, 3, H, D) with D of at most {MAX_HEAD_SIZE} on Triton"
+            raise ValueError(f"{_OP}: qkv has shape {tuple(qkv.shape)}, expected {wanted}")
+        check_contiguous(_OP, "qkv", qkv)
         tokens, _, self.heads, head_size = qkv.shape
         self.qkv, self.batch, self.shape = qkv, cu_seqlens.numel() - 1, (tokens, self.heads, head_size)
-        self.statistics = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-        self.check("qkv", qkv, qkv.dtype, qkv.shape)
-        check_cu_seqlens("attention", cu_seqlens, qkv, "qkv")
-        self.check("cu_seqlens", cu_seqlens, torch.int32, cu_seqlens.shape)
-        if not 0 <= dropout_p < 1:
-            raise ValueError(f"attention: dropout_p is {dropout_p}, expected 0 <= dropout_p < 1")
+        check_cu_seqlens(_OP, cu_seqlens, qkv, "qkv")
+        check_contiguous(_OP, "cu_seqlens", cu_seqlens)
+        check_dropout(_OP, dropout_p, seed, stream)
         block_d = max(16, triton.next_power_of_2(head_size))
         tile = blocks(qkv.dtype, block_d)
         # A sentence is no longer than the batch; who passes more, for one grid that fits many batches, need not pay.
@@ -323,21 +333,16 @@ class _Launch:
         self.query_blocks = triton.cdiv(longest, tile.BLOCK_Q)
         # As philox.positions: what its keys take up in the generator's order.
         self.key_blocks = triton.cdiv(longest // 64 * 64 + min(longest % 64 * 4, 64), tile.BLOCK_K)
-        # As keep_factors in smartcs/ops/random.py.
-        threshold = min(max(round(dropout_p * 2**32), 1), 2**32 - 1)
-        self.arguments = (cu_seqlens, tokens, self.heads, scale, 1 / (1 - dropout_p), seed, stream, threshold)
+        # Smaller blocks hold whole sentences of up to 8 tokens: not worth a kernel.
+        self.whole = self.key_blocks <= 1 and tile.BLOCK_K >= 64
+        keep_scale, threshold = 1 / (1 - dropout_p), drop_threshold(dropout_p)
+        self.arguments = (cu_seqlens, tokens, self.heads, scale, keep_scale, seed, stream, threshold)
         self.constants = {"DROPOUT": dropout_p > 0, "HEAD_SIZE": head_size, "BLOCK_D": block_d, **tile._asdict()}
-
-    def check(self, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        check_shape("attention", name, tensor, shape, "qkv")
-        if tensor.dtype != dtype or tensor.device != self.qkv.device or not tensor.is_contiguous():
-            found = f"{'' if tensor.is_contiguous() else 'not contiguous, '}{tensor.dtype} on {tensor.device}"
-            raise ValueError(f"attention: {name} is {found}, expected contiguous, {dtype} on {self.qkv.device}")
 
     def __call__(self, kernel: Any, tensors: tuple[Tensor, ...], blocks: int, **constants: Any) -> None:
         if self.qkv.numel() == 0 or self.batch == 0 or blocks <= 0:
             return
-        with torch.cuda.device_of(self.qkv):
+        with on_device_of(self.qkv):
             grid = (self.batch, self.heads, blocks)
             # Without fusion s is rounded alike in all kernels, so that p and lse belong to the same scores.
             kernel[grid](*tensors, *self.arguments, **self.constants, **constants, enable_fp_fusion=False)

@@ -21,17 +21,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smartcs.ops.checks import check_device, check_ids
+from smartcs.ops.checks import check_device, check_dropout, check_ids
+from smartcs.ops.random import compute_dtype
 
-from .layer_norm_row import check_dropout_p, dropout_arguments, input_gradient, keep_factors, statistics, tile_of
+from .layer_norm_row import (
+    dropout_arguments,
+    input_gradient,
+    keep_factors,
+    normalised,
+    store_statistics,
+    tile_of,
+)
 from .row_sums import sum_by_key
 from .rows import (
     ROWS_PER_PARTIAL,
     check_contiguous,
     check_operand,
-    check_statistics,
+    check_statistic,
     check_whole_rows,
-    compute_dtype,
     on_device_of,
     partials_of,
     sum_partials,
@@ -66,7 +73,7 @@ def embedding_fwd(
     check_operand(_OP, "bias", bias, (columns,), word, "word")
     if perturbation is not None:
         check_operand(_OP, "perturbation", perturbation, (tokens, columns), word, "the packed tokens and word")
-    check_dropout_p(_OP, dropout_p)
+    check_dropout(_OP, dropout_p, seed, stream)
     y = word.new_empty((tokens, columns))
     h = torch.empty_like(y)
     mean = torch.empty(tokens, dtype=compute_dtype(word), device=word.device)
@@ -128,9 +135,10 @@ def embedding_bwd(
     tokens, columns = h.shape
     check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
     check_operand(_OP, "weight", weight, (columns,), h, "h")
-    check_statistics(_OP, mean, rstd, h)
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        check_statistic(_OP, name, statistic, h.shape[:1], h, "h")
     _check_ids(tokens, h, "h", input_ids, token_type_ids, position_ids)
-    check_dropout_p(_OP, dropout_p)
+    check_dropout(_OP, dropout_p, seed, stream)
     grad_h = torch.empty_like(h)
     with on_device_of(h):
         partials = partials_of(h, 2 if parameter_grads else 0)
@@ -248,15 +256,11 @@ def _forward_kernel(
     rounded = tl.where(known[:, None], h, float("nan")).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offset, rounded, mask=inside)
     h = widened(rounded)  # the backward pass sees the stored h
-    mean, rstd = statistics(h, inside, columns, eps)
-    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
-    bias = widened(tl.load(bias_ptr + column, mask=in_row, other=0))
-    y = (h - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :]
+    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
     if DROPOUT:
         y *= keep_factors(row, seed, stream, threshold, scale, y, BLOCK)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(mean_ptr + row, mean, mask=row < rows)
-    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+    store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)
 
 
 @triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
@@ -295,11 +299,7 @@ def _backward_kernel(
         dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
         if DROPOUT:
             dy *= keep_factors(row, seed, stream, threshold, scale, dy, BLOCK)
-        h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
-        mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
-        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
-        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
-        dh = input_gradient(dy, xhat, weight, rstd, columns)
+        dh, xhat = input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns)
         tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
         if PARAMETER_GRADS:
             sum_weight += tl.sum(dy * xhat, axis=0)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from smartcs.ops.random import drop_threshold
+
 from .philox import random_words
-from .rows import ROWS_PER_PARTIAL, warps
+from .rows import ROWS_PER_PARTIAL, warps, widened
 
 
 def block_of(columns: int) -> int:
@@ -29,16 +31,8 @@ def tile_of(columns: int, elements: int, per_thread: int) -> dict[str, int]:
 
 
 def dropout_arguments(p: float, seed: int, stream: int) -> tuple[int, int, int, float]:
-    """seed, stream, threshold and scale: bits below the threshold drop, the scale is for what stays.
-
-    As ``smartcs.ops.random`` says: p is rounded to a multiple of 2**-32, but never to 0 or 1.
-    """
-    return seed, stream, min(max(round(p * 2**32), 1), 2**32 - 1), 1.0 / (1.0 - p)
-
-
-def check_dropout_p(op: str, p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
+    """seed, stream, threshold and scale: bits below the threshold drop, the scale is for what stays."""
+    return seed, stream, drop_threshold(p), 1.0 / (1.0 - p)
 
 
 @triton.jit
@@ -77,8 +71,27 @@ def statistics(h, inside, columns, eps):
 
 
 @triton.jit
-def input_gradient(dy, xhat, weight, rstd, columns):
-    """dh of a tile; dy and weight are zero beyond the row, so that g is."""
+def normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps):
+    """y of a tile, and each row's mean and rstd."""
+    mean, rstd = statistics(h, inside, columns, eps)
+    weight = widened(tl.load(weight_ptr + column, mask=column < columns, other=0))
+    bias = widened(tl.load(bias_ptr + column, mask=column < columns, other=0))
+    return (h - mean[:, None]) * rstd[:, None] * weight[None, :] + bias[None, :], mean, rstd
+
+
+@triton.jit
+def store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows):
+    tl.store(mean_ptr + row, mean, mask=row < rows)
+    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+
+
+@triton.jit
+def input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns):
+    """dh and xhat of a tile; both are zero beyond the last row and column, as dy and weight are."""
+    h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
+    mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
+    rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
+    xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
     g = dy * weight[None, :]
     mean_g, mean_gx = mean_of(g, columns), mean_of(g * xhat, columns)
-    return (g - mean_g[:, None] - xhat * mean_gx[:, None]) * rstd[:, None]
+    return (g - mean_g[:, None] - xhat * mean_gx[:, None]) * rstd[:, None], xhat

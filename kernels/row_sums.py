@@ -19,7 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import compute_dtype, widened
+from smartcs.ops.random import compute_dtype
+
+from .rows import widened
 
 PIECE = 32
 
@@ -42,23 +44,24 @@ def sum_by_key(tables: list[Tensor], keys: Tensor, order: Tensor, x: Tensor) -> 
     kept = torch.empty((len(tables), spans, 2, columns), dtype=compute_dtype(x), device=x.device)
     results = [*tables, *tables[:1] * (3 - len(tables))]
     sizes = [table.shape[0] for table in results]
-    arguments = *results, kept, keys, order, x, *sizes, rows, columns
+    shape = *sizes, rows, columns
     options = {"PIECE": PIECE, "ROWS": 8, "COLUMNS": block, "num_warps": 4}
-    _pieces_kernel[(rows, blocks, len(tables))](*arguments, **options)
+    _pieces_kernel[(rows, blocks, len(tables))](*results, kept, keys, order, x, *shape, **options)
     if spans > 1:
-        _join_kernel[(spans - 1, blocks, len(tables))](*arguments, **options)
+        _join_kernel[(spans - 1, blocks, len(tables))](*results, kept, keys, *shape, **options)
 
 
 @triton.jit
-def _table(table0_ptr, table1_ptr, table2_ptr, size0, size1, size2):
-    """The table of this program, and how many rows it has."""
+def _store(total, key, column, columns, table0_ptr, table1_ptr, table2_ptr, size0, size1, size2):
+    """A row of this program's table, if the table has it."""
     which = tl.program_id(2)
     table_ptr, size = table0_ptr, size0
     if which == 1:
         table_ptr, size = table1_ptr, size1
     if which == 2:
         table_ptr, size = table2_ptr, size2
-    return table_ptr, size
+    limit = tl.where((key >= 0) & (key < size), columns, 0)
+    tl.store(table_ptr + key * columns + column, total.to(table_ptr.dtype.element_ty), mask=column < limit)
 
 
 @triton.jit(do_not_specialize=["rows", "size0", "size1", "size2"])
@@ -100,9 +103,7 @@ def _pieces_kernel(
         end = position + length
         goes_on = (end < rows) & (tl.load(keys_ptr + tl.minimum(end, rows - 1)) == key)
         if begins & (goes_on == 0):
-            table_ptr, size = _table(table0_ptr, table1_ptr, table2_ptr, size0, size1, size2)
-            limit = tl.where((key >= 0) & (key < size), columns, 0)
-            tl.store(table_ptr + key * columns + column, total.to(table_ptr.dtype.element_ty), mask=column < limit)
+            _store(total, key, column, columns, table0_ptr, table1_ptr, table2_ptr, size0, size1, size2)
         else:
             spans = (rows + PIECE - 1) // PIECE
             slot = (which * spans + position // PIECE) * 2 + begins.to(tl.int64)
@@ -116,8 +117,6 @@ def _join_kernel(
     table2_ptr,
     kept_ptr,  # (tables, spans, 2, C)
     keys_ptr,  # (tables, N) sorted
-    order_ptr,
-    x_ptr,
     size0,
     size1,
     size2,
@@ -150,6 +149,4 @@ def _join_kernel(
             going = tl.sum(same.to(tl.int32), axis=0) == ROWS
             first += ROWS
         total += tl.sum(sums, axis=0)
-        table_ptr, size = _table(table0_ptr, table1_ptr, table2_ptr, size0, size1, size2)
-        limit = tl.where((key >= 0) & (key < size), columns, 0)
-        tl.store(table_ptr + key * columns + column, total.to(table_ptr.dtype.element_ty), mask=column < limit)
+        _store(total, key, column, columns, table0_ptr, table1_ptr, table2_ptr, size0, size1, size2)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from smartcs.ops.checks import check_device, check_float, check_like, check_shape
+from smartcs.ops.random import compute_dtype
 
 # Small, so that the 150 rows of a small batch occupy more than a few multiprocessors; eight rows of float32 sums are
 # written for each of up to 3 parameters, beside eight rows of 2 to 4 tensors: at most a fifth of the traffic.
@@ -46,14 +47,13 @@ def check_operand(op: str, name: str, value: Tensor, shape: Sequence[int], like:
     check_contiguous(op, name, value)
 
 
-def check_statistics(op: str, mean: Tensor, rstd: Tensor, h: Tensor) -> None:
-    """Raises unless mean and rstd are what a forward pass over h (N, C) saves."""
-    for name, value in (("mean", mean), ("rstd", rstd)):
-        if value.dtype != compute_dtype(h):
-            raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {compute_dtype(h)} for {h.dtype}")
-        check_shape(op, name, value, h.shape[:1], "h")
-        check_device(op, name, value, h, "h")
-        check_contiguous(op, name, value)
+def check_statistic(op: str, name: str, value: Tensor, shape: Sequence[int], like: Tensor, like_name: str) -> None:
+    """The same of what a forward pass over ``like`` saves in the dtype that it computes in."""
+    if value.dtype != compute_dtype(like):
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {compute_dtype(like)} for {like.dtype}")
+    check_shape(op, name, value, shape, like_name)
+    check_device(op, name, value, like, like_name)
+    check_contiguous(op, name, value)
 
 
 def check_contiguous(op: str, name: str, value: Tensor) -> None:
@@ -66,11 +66,6 @@ def check_contiguous(op: str, name: str, value: Tensor) -> None:
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Within it kernels are launched on the tensor's device: Triton takes the current one, whatever its arguments."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What statistics and sums are kept in: float64 for float64, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def warps(elements: int, per_thread: int) -> int:

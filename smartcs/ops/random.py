@@ -105,13 +105,14 @@ def random_bits(rows: Tensor, columns: int, *, seed: int, stream: int) -> Tensor
     return torch.cat(by_block, dim=2).reshape(rows.numel(), blocks * 64)[:, :columns]
 
 
-def keep_factors(rows: Tensor, columns: int, p: float, *, seed: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Inverted dropout's factors: 1 / (1 - p) with probability 1 - p, else 0. Shape (N, columns), 0 < p < 1.
+def drop_threshold(p: float) -> int:
+    """Dropout drops what has bits below this: p as a multiple of 2**-32, but never 0 or 1."""
+    return min(max(round(p * 2**32), 1), 2**32 - 1)
 
-    p is rounded to a multiple of 2**-32, but never to 0 or 1.
-    """
-    threshold = min(max(round(p * 2**32), 1), 2**32 - 1)
-    kept = random_bits(rows, columns, seed=seed, stream=stream) >= threshold
+
+def keep_factors(rows: Tensor, columns: int, p: float, *, seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """Inverted dropout's factors: 1 / (1 - p) with probability 1 - p, else 0. Shape (N, columns), 0 < p < 1."""
+    kept = random_bits(rows, columns, seed=seed, stream=stream) >= drop_threshold(p)
     return kept.to(dtype) * (1.0 / (1.0 - p))
 
 

@@ -49,13 +49,11 @@ class Build:
     divisible: tuple[str, ...] = ()
 
 
-def resources(kernel: str, signature: dict[str, str], constexprs: dict[str, Any], cc: int, **launch: Any) -> dict:
-    """Registers per thread, and bytes of spills, stack and shared memory: {"registers": ..., "spills": ...}."""
-    return resources_of([Build(kernel, signature, constexprs, cc, **launch)])[0]
-
-
 def resources_of(builds: Sequence[Build]) -> list[dict[str, int]]:
-    """The same for many compilations, in one process: importing torch takes longer than compiling a kernel."""
+    """Registers per thread, and bytes of spills, stack and shared memory: [{"registers": ..., "spills": ...}, ...].
+
+    All in one process: importing torch takes longer than compiling a kernel.
+    """
     if find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     with tempfile.TemporaryDirectory() as folder:

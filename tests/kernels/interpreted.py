@@ -36,11 +36,11 @@ def on_triton(op: str) -> Iterator[None]:
 
 
 @contextmanager
-def mutant(op: str, file: str, right: str, wrong: str) -> Iterator[None]:
-    """`on_triton` with one mistake in kernels/<file>.py: ``wrong`` for the only place that says ``right``."""
+def mutant(op: str, file: str, right: str, wrong: str, count: int = 1) -> Iterator[None]:
+    """`on_triton` with one mistake in kernels/<file>.py: ``wrong`` for the ``count`` places that say ``right``."""
     path = Path(kernels.__file__).with_name(f"{file}.py")
     source = path.read_text()
-    assert source.count(right) == 1, f"{path} has {source.count(right)} times {right!r}"
+    assert source.count(right) == count, f"{path} has {source.count(right)} times {right!r}"
     prefix = f"{kernels.__name__}."
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(prefix)}
     copy = path.with_name(f"_mutant_{file}.py")  # a file, because the interpreter reads a kernel's source from there

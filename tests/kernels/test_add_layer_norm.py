@@ -51,7 +51,7 @@ MUTANTS = [
     ("layer_norm_row", "permute(0, 1, 4, 3, 2)", "permute(0, 1, 3, 4, 2)"),
     ("add_layer_norm", "sum_input += tl.sum(dx, axis=0)", "sum_input += tl.sum(dh, axis=0)"),
     ("rows", "(group < groups)", "(group < groups - 1)"),
-    ("add_layer_norm", "sum_weight += tl.sum(dy * xhat, axis=0)", "sum_weight += tl.sum(dy * h, axis=0)"),
+    ("add_layer_norm", "sum_weight += tl.sum(dy * xhat, axis=0)", "sum_weight += tl.sum(dy * dh, axis=0)"),
 ]
 
 

@@ -1,14 +1,16 @@
 """attention's Triton kernels under the interpreter: within the error budget at every edge of a block, and with teeth.
 
-Blocks of 16 make small inputs cross blocks; the real sizes are tested too. What compiles for which chip is tested in
-test_attention_compiled.py.
+Blocks of 16 make small inputs cross blocks; the real sizes are tested too.
 """
 
-import importlib.util
 import inspect
+import os
+from importlib import import_module
+from itertools import product
 
 import pytest
 import torch
+from error_budget import check
 from op_harness import (
     DTYPES,
     Problem,
@@ -23,7 +25,7 @@ from op_harness import (
 )
 
 from smartcs import kernels
-from smartcs.ops import attention, backend
+from smartcs.ops import attention
 from smartcs.ops.random import keep_factors
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -37,20 +39,6 @@ OP = "attention"
 HALF = (torch.bfloat16, torch.float16)
 KERNELS = ("_forward", "_gradients_of_queries", "_gradients_of_keys")
 DROPOUT = {"dropout_p": 0.2, "seed": 2**40 + 1, "stream": 2**33 + 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    previous = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(previous)
-
-
-@pytest.fixture(autouse=True)
-def float16(monkeypatch):
-    """Triton takes it, the CPU's kernels do not."""
-    monkeypatch.setattr(backend, "CPU_DTYPES", (*DTYPES, torch.float16))
 
 
 @pytest.fixture
@@ -77,13 +65,13 @@ def problem(lengths, heads=1, head_size=16, settings=None, *, spread=1.0) -> Pro
 
 # Lengths below, at and above a block of 16.
 EDGES = [
-    ([15, 16, 17, 0, 1], 2, 16, DROPOUT),
+    ([15, 16, 17, 0, 1], 1, 16, DROPOUT),
     ([33, 0, 20], 1, 5, {"scale": -0.2}),
     ([5, 31], 1, 32, {"scale": 0.3, "max_seqlen": 200}),
 ]
 
 
-@pytest.mark.parametrize("dtype", (*DTYPES, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", EDGES, ids=str)
 def test_small_blocks(triton_op, small, case, dtype):
     check_budget(problem(*case), dtype)
@@ -93,13 +81,16 @@ def test_small_blocks_where_the_generators_order_starts_again(triton_op, small):
     check_budget(problem([63, 64, 65], 1, 24, DROPOUT), torch.float32)
 
 
+def test_small_blocks_in_float16(triton_op, small):
+    check_budget(problem(*EDGES[0]), torch.float16)
+
+
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float16), ids=str)
-@pytest.mark.parametrize("case", [EDGES[0], ([64, 63, 20], 1, 24, DROPOUT)], ids=str)
-def test_whole_sentences(triton_op, whole, case, dtype):
-    check_budget(problem(*case), dtype)
+def test_whole_sentences(triton_op, whole, dtype):
+    check_budget(problem([64, 63, 17, 0, 1], 1, 24, DROPOUT), dtype)
 
 
-# The blocks that a GPU gets: 32 queries and, for float32, 32 keys; 64 keys for bfloat16, and 16 queries above D = 64.
+# The blocks that a GPU gets: 32 queries at D = 64, else mostly 16; 32 keys for float32, 64 for bfloat16.
 @pytest.mark.parametrize(
     ("lengths", "heads", "head_size", "settings", "dtype"),
     [
@@ -109,7 +100,6 @@ def test_whole_sentences(triton_op, whole, case, dtype):
         ([31, 33, 64], 2, 64, DROPOUT, torch.bfloat16),
         ([65, 0, 129], 1, 64, DROPOUT, torch.bfloat16),
         ([17, 65], 1, 128, {}, torch.bfloat16),
-        ([512], 1, 32, {}, torch.bfloat16),
     ],
     ids=str,
 )
@@ -139,10 +129,10 @@ def test_token_alone_has_no_score_gradient(triton_op, request, blocks, dtype):
 def test_dropout_masks_are_the_references(triton_op, request, blocks):
     """With unit vectors as values, out is the weights themselves; with unit vectors from behind, so is dv."""
     request.getfixturevalue(blocks)
-    lengths, heads, head_size = [3, 50], 2, 64
+    lengths, heads, head_size = [2, 33], 2, 64
     cu_seqlens, factors = (
         offsets(lengths),
-        keep_factors(torch.arange(106), head_size, 0.2, seed=5, stream=2**32, dtype=torch.float32),
+        keep_factors(torch.arange(70), head_size, 0.2, seed=5, stream=2**32, dtype=torch.float32),
     )
     unit = torch.cat([torch.eye(head_size)[:length] for length in lengths])[:, None].expand(-1, heads, -1)
     qkv = normal(sum(lengths), 3, heads, head_size).float()
@@ -152,7 +142,7 @@ def test_dropout_masks_are_the_references(triton_op, request, blocks):
     grad_v = torch.ops.smartcs.attention_bwd(unit.contiguous(), qkv, lse, *settings)[:, 2]
     begin = 0
     for length in lengths:
-        kept = factors.reshape(53, heads, head_size)[begin : begin + length, :, :length] > 0
+        kept = factors.reshape(35, heads, head_size)[begin : begin + length, :, :length] > 0
         assert torch.equal(out[begin : begin + length, :, :length] > 0, kept)
         assert torch.equal(grad_v[begin : begin + length, :, :length].transpose(0, 2) > 0, kept)
         begin += length
@@ -165,10 +155,11 @@ def test_gradcheck(triton_op, request, blocks):
 
 
 def test_strided(triton_op, small):
-    check_strided(problem([7, 18], 2, 8, DROPOUT))
+    check_strided(problem([3, 5], 2, 8, DROPOUT))
 
 
-def test_same_bits_each_time_and_whatever_the_batch(triton_op, small):
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_same_bits_whatever_the_batch(triton_op, small):
     """A sentence gives the same bits alone and packed after others (without dropout, whose rows are tokens)."""
     alone, packed = problem([19], 2, 8), problem([33, 2, 19, 8], 2, 8)
     for name in ("qkv", "grad_y"):
@@ -180,52 +171,23 @@ def test_same_bits_each_time_and_whatever_the_batch(triton_op, small):
     check_equal(evaluate(alone, alone.rounded(torch.float32), "fused"), picked, "batch mates change it")
 
 
-@pytest.mark.parametrize("blocks", ["small", "whole"])
-def test_every_element_is_written(triton_op, request, blocks, monkeypatch):
-    """In memory that was full of NaN, and with NaN before and after the inputs."""
-    request.getfixturevalue(blocks)
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(torch.nan))
-    monkeypatch.setattr(torch, "empty_like", lambda tensor: empty_like(tensor).fill_(torch.nan))
-    lengths = [17, 0, 1, 20]
-    room = torch.full((38 + 200, 3, 2, 5), torch.nan)
-    qkv = room[100:138].copy_(normal(38, 3, 2, 5))
-    settings = offsets(lengths), 65, 0.3, 0.2, 1, 2
-    out, lse = triton_attention.attention_fwd(qkv, *settings)
-    grad_qkv = triton_attention.attention_bwd(normal(*out.shape).float(), qkv, lse, *settings)
-    assert out.isfinite().all() and lse.isfinite().all() and grad_qkv.isfinite().all()
-
-
 @pytest.mark.parametrize("bounds", [[0, 3, 99], [-4, 3, 5], [0, 4, 2, 5], [7, 9], [2**31 - 1, -(2**31), 5]], ids=str)
-def test_wrong_bounds_stay_within_the_tokens(bounds):
-    """They cannot be checked without waiting for the GPU; what lies around the tensors is neither read nor written."""
-    room = {name: torch.full((25, 3, 2, 8), torch.nan) for name in ("qkv", "out", "grad_out", "grad_qkv")}
-    qkv = room["qkv"][10:15].copy_(normal(5, 3, 2, 8))
-    arguments = torch.tensor(bounds, dtype=torch.int32), 5, 0.3, 0.0, 0, 0
-    out, lse = triton_attention.attention_fwd(qkv, *arguments)
-    triton_attention.attention_bwd(out, qkv, lse, *arguments)
-    assert room["qkv"][:10].isnan().all() and room["qkv"][15:].isnan().all()
-
-
-def mutant(old: str, new: str, tmp_path):
-    """The kernels' module with every `old` in it replaced."""
-    source = inspect.getsource(triton_attention)
-    assert old in source, f"{old!r} is no longer in the kernels"
-    path = tmp_path / "mutant.py"
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("smartcs.kernels.mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_wrong_bounds_stay_within_the_tokens(triton_op, bounds):
+    """They cannot be checked without waiting for the GPU. One by one: programs of overlapping sentences would race."""
+    qkv = normal(5, 3, 1, 8).float()
+    for pair in zip(bounds, bounds[1:], strict=False):
+        settings = torch.tensor(pair, dtype=torch.int32), 5, 0.3, 0.0, 0, 0
+        out, lse = triton_attention.attention_fwd(qkv, *settings)
+        triton_attention.attention_bwd(out, qkv, lse, *settings)
 
 
 MUTATIONS = {
-    "a key beyond the sentence": ("(keys < length)[", "(keys < length + 1)["),
-    "scale missing": (" * scale, float", ", float"),
+    "a key beyond the sentence": ("(keys < length)[", "(keys < length + 1)[", 2),
+    "scale missing": (" * scale, float", ", float", 2),
     "earlier keys not rescaled": ("context * shrink[:, None]", "context"),
     "dropout scale missing": ("[:, None] * keep_scale", "[:, None]"),
     "dropout scale missing from dp": ("dp * keep_scale", "dp"),
-    "dropout of another head": ("queries) * heads + head", "queries) * heads"),
+    "dropout of another head": ("queries) * heads + head", "queries) * heads", 3),
     "dropout missing from dv": ("dv += dot((z /", "dv += dot((e /"),
     "mean of dp missing": ("(dp - mean[None, :])", "dp"),
     "dk not transposed": ("dk += dot(ds, q)", "dk += dot(tl.trans(ds), q)"),
@@ -234,16 +196,14 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mutation", ["none", *MUTATIONS])
-def test_budget_rejects(triton_op, small, monkeypatch, tmp_path, mutation, dtype):
-    p = problem([3, 20], 2, 16, DROPOUT)
-    if mutation == "none":
-        return check_budget(p, dtype)
-    module = mutant(*MUTATIONS[mutation], tmp_path)
-    for name in KERNELS:
-        monkeypatch.setattr(triton_attention, name, getattr(module, name))
-    # The budget says so, or what watches the memory: both are AssertionErrors.
-    with pytest.raises(AssertionError):
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutants_are_rejected(interpreter, mutation, dtype):
+    """By the error budget, or by what watches the memory."""
+    from interpreted import mutant
+
+    p, found = problem([2, 17], 2, 16, DROPOUT), "error budget|write the same element"
+    with mutant(OP, OP, *MUTATIONS[mutation]), pytest.raises(AssertionError, match=found):
+        import_module("smartcs.kernels.attention").blocks = lambda *_: Blocks(32, 32, 1)
         check_budget(p, dtype)
 
 
@@ -266,15 +226,12 @@ def test_raw_ops_without_heads_or_channels(triton_op, shape):
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float16), ids=str)
 def test_log_sum_exp(triton_op, small, dtype):
     """A statistic: float32 for data of 16 bits."""
-    qkv = normal(20, 3, 1, 8).to(dtype)
+    q, k = normal(20, 3, 1, 8).to(dtype)[:, :2, 0].double().unbind(1)
+    qkv = torch.stack([q, k, q], 1)[:, :, None].to(dtype)
     lse = triton_attention.attention_fwd(qkv, offsets([20]), 20, 0.2, 0.1, 1, 2)[1]
-    assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and lse.shape == (20, 1)
-    q, k = qkv.double()[:, 0, 0], qkv.double()[:, 1, 0]
-    torch.testing.assert_close(lse[:, 0].double(), (0.2 * q @ k.T).logsumexp(1), rtol=1e-6, atol=1e-6)
-
-
-class Waited(Exception):
-    """The host asked for a value that is on the device."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    expected, fallback = ((0.2 * q.to(t) @ k.to(t).T).logsumexp(1)[:, None] for t in (torch.float64, compute))
+    check(lse, expected, fallback, "statistic")
 
 
 def test_host_reads_nothing_from_the_device(monkeypatch):
@@ -283,13 +240,13 @@ def test_host_reads_nothing_from_the_device(monkeypatch):
     monkeypatch.setattr(triton_attention._Launch, "__call__", lambda self, kernel, *_, **__: launches.append(kernel))
 
     def wait(*_, **__):
-        raise Waited
+        raise AssertionError("the host asked for a value that is on the device")
 
     for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, wait)
-    for max_seqlen, backward in ((8, 1), (100, 2)):
+    for max_seqlen, backward in ((64, 1), (65, 2)):
         launches.clear()
-        qkv = torch.ones(100, 3, 2, 16)
+        qkv = torch.ones(100, 3, 2, 16, dtype=torch.bfloat16)
         arguments = torch.tensor([0, 100]).int(), max_seqlen, 0.3, 0.1, 1, 2
         out, lse = triton_attention.attention_fwd(qkv, *arguments)
         triton_attention.attention_bwd(out, qkv, lse, *arguments)
@@ -307,22 +264,19 @@ def test_nothing_of_the_batch_is_compiled_in():
 QKV = torch.zeros(5, 3, 2, 4)
 CU = torch.tensor([0, 2, 5], dtype=torch.int32)
 BAD = [
-    ({"qkv": QKV[:, :, :, ::2]}, "qkv is not contiguous"),
-    ({"qkv": QKV[0]}, r"qkv has shape \[3, 2, 4\], expected \(T, 3, H, D\)"),
+    ({"qkv": QKV[:, :, :, ::2]}, "qkv has strides"),
+    ({"qkv": QKV[0]}, r"qkv has shape \(3, 2, 4\), expected \(T, 3, H, D\)"),
     ({"qkv": torch.zeros(5, 3, 2, 129)}, "D of at most 128"),
     ({"qkv": QKV.long()}, "qkv has dtype torch.int64, expected a floating-point dtype"),
     ({"cu_seqlens": CU.long()}, "cu_seqlens has dtype torch.int64, expected torch.int32"),
-    ({"cu_seqlens": torch.stack([CU, CU], 1)[:, 0]}, "cu_seqlens is not contiguous"),
+    ({"cu_seqlens": torch.stack([CU, CU], 1)[:, 0]}, "cu_seqlens has strides"),
     ({"cu_seqlens": CU[:0]}, r"cu_seqlens has shape \(0,\)"),
     ({"cu_seqlens": CU.to("meta")}, "cu_seqlens is on meta"),
     ({"dropout_p": 1.0}, "dropout_p is 1"),
     ({"grad_out": QKV[:4, 0]}, r"grad_out has shape \(4, 2, 4\), expected \(5, 2, 4\)"),
-    (
-        {"grad_out": torch.zeros(5, 2, 4).double()},
-        "grad_out is torch.float64 on cpu, expected contiguous, torch.float32",
-    ),
+    ({"grad_out": torch.zeros(5, 2, 4).double()}, "grad_out has dtype torch.float64, expected torch.float32 like qkv"),
     ({"lse": torch.zeros(5, 1)}, r"lse has shape \(5, 1\), expected \(5, 2\)"),
-    ({"lse": torch.zeros(5, 2).bfloat16()}, "lse is torch.bfloat16"),
+    ({"lse": torch.zeros(5, 2).bfloat16()}, "lse has dtype torch.bfloat16, expected torch.float32 for torch.float32"),
 ]
 
 
@@ -332,3 +286,22 @@ def test_errors(change, message):
     good |= {"scale": 1.0, "dropout_p": 0.1, "seed": 0, "stream": 0}
     with pytest.raises((TypeError, ValueError), match=message):
         triton_attention.attention_bwd(**(good | change))
+
+
+# By default at BERT's head size; with SMARTCS_COMPILE_ALL=1 at every configuration (minutes).
+ALL = os.environ.get("SMARTCS_COMPILE_ALL") == "1"
+
+
+def test_compiles_without_spills(triton_op):
+    """Short sentences are whole in one block, long ones are not."""
+    from launches import check_no_spills, recorded
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float16) if ALL else (torch.float32, torch.bfloat16)
+    with recorded() as launches:
+        for dtype, head_size, p in product(dtypes, (16, 32, 64, 128) if ALL else (64,), (0.1, 0.0) if ALL else (0.1,)):
+            qkv = torch.zeros(100, 3, 2, head_size, dtype=dtype)
+            for longest in (20, 100):
+                settings = offsets([longest]), longest, 0.3, p, 1, 2
+                out, lse = triton_attention.attention_fwd(qkv[:longest], *settings)
+                triton_attention.attention_bwd(out, qkv[:longest], lse, *settings)
+    check_no_spills(launches)
