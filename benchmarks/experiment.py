@@ -16,16 +16,18 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiment_tables import STAGES
+from results_io import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "experiment"
 REPEATED = ("baseline", "smart", "smart-bregman", "smart-all", "smart-adv", "smart-adv-bregman")
 RATES = ("3e-5-warmup-0", "5e-5-warmup-0", "5e-5-warmup-100", "1e-4-warmup-100")
-STAGES = ("settings", "paper-batches", "candidates", "methods", "float32", "batches", "lambda", "parts")
 # So that one pass over each of the three sets takes about as many cycles: 14,000 QQP pairs are a part of the paper's
 # 283,000, which it reads in batches of 40, and most of a cycle's time would go into them.
 QQP_BATCH = 11
@@ -89,18 +91,16 @@ def reporting(options: argparse.Namespace, chosen: dict[str, Any]) -> list[Stage
         Stage("batches", "figure7", None, first, cycles, bare),
         # lambda 2 is smart-all.
         Stage("lambda", "lambda", ("lambda-1", "lambda-5"), first, cycles, usual),
-        *(Stage("parts", "parts", None, (s,), options.part_cycles, usual) for s in options.seeds),
+        Stage("parts", "parts", None, options.seeds, cycles, usual),
     ]
 
 
 def choose(output: Path) -> dict[str, Any]:
-    """Pooling, learning rate and warm-up of the sweep's best row: SST accuracy and (STS Pearson + 1) / 2, held out."""
+    """Pooling, learning rate and warm-up of the sweep's best row, by what would choose a run's best epoch."""
+    from smartcs.training.metrics import best_by
+
     rows = json.loads((output / "settings" / "results.json").read_text())["rows"]
-
-    def figure(row: dict[str, Any]) -> float:
-        return row["mean"]["sst_accuracy"] + (row["mean"]["sts_pearson"] + 1) / 2
-
-    best = max((row for row in rows if row["n_seeds"] and "sts_pearson" in row["mean"]), key=figure)["config"]
+    best = max((row for row in rows if row["n_seeds"]), key=lambda row: best_by(row["mean"]))["config"]
     return {name: best[name] for name in ("pooling", "learning_rate", "warmup")}
 
 
@@ -153,8 +153,6 @@ def keep(options: argparse.Namespace, kept: Path = KEPT) -> None:
 
 def _about() -> dict[str, Any]:
     """Which source this was kept at."""
-    from results_io import environment
-
     return {name: value for name, value in environment().items() if name in ("commit", "dirty", "date", "cpu", "torch")}
 
 
@@ -197,26 +195,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
     parser.add_argument("--seeds", type=_seeds, default=(1, 2, 3), metavar="S,T,...", help="default: 1,2,3")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="default: %(default)s")
-    parser.add_argument("--cycles", type=int, default=300, help="of every run on three tasks (default: %(default)s)")
-    parser.add_argument("--part-cycles", type=int, default=400, help="on SST alone (default: %(default)s)")
+    parser.add_argument("--cycles", type=int, default=300, help="of every run that reports (default: %(default)s)")
     parser.add_argument("--sweep-cycles", type=int, default=175, help="on SST and STS (default: %(default)s)")
     parser.add_argument("--check-cycles", type=int, default=250, help="at the paper's batches (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="run nothing, keep what there is")
     return parser
 
 
-def _stages(options: argparse.Namespace) -> Iterator[list[Stage]]:
-    yield choosing(options)
-    chosen = choose(options.output)
-    print(f"\nchosen: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
-    yield reporting(options, chosen)
-
-
 def main() -> None:
     options = _parser().parse_args()
     if not options.keep:
-        for stages in _stages(options):
-            run(stages, options)
+        run(choosing(options), options)
+        chosen = choose(options.output)
+        print(f"\nchosen: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+        run(reporting(options, chosen), options)
     keep(options)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment_tables import clear, rows_of
+from experiment_tables import rows_of
 from results_io import RESULTS
 
 OURS, PAPER, QUIET = "#1d3557", "#e76f51", "#8d99ae"
@@ -44,7 +44,7 @@ def _intervals(axis: Any, rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     for at, row in enumerate(rows):
         found = row["difference"]["sst_accuracy"]
         several = len(found["each"]) > 1
-        colour = OURS if clear(found) else QUIET
+        colour = OURS if found["clear"] else QUIET
         axis.plot([found["low"], found["high"]], [at, at], lw=2, color=colour)
         axis.plot(found["mean"], at, "o", ms=7, mec=colour, mfc=colour if several else "white")
         if several:

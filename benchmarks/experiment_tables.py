@@ -8,6 +8,7 @@ from typing import Any
 
 from results_io import RESULTS, read
 
+STAGES = ("settings", "paper-batches", "candidates", "methods", "float32", "batches", "lambda", "parts")
 FIGURES = {"sst_accuracy": "SST", "qqp_accuracy": "QQP", "sts_pearson": "STS", "score": "score"}
 Row = Mapping[str, Any]
 
@@ -37,12 +38,7 @@ def difference_of(row: Row, name: str) -> str:
     if found is None:
         return ""
     text = f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-    return f"**{text}**" if clear(found) else text
-
-
-def clear(found: Mapping[str, Any]) -> bool:
-    """Whether there are several seeds and the interval excludes zero."""
-    return len(found["each"]) > 1 and (found["low"] > 0 or found["high"] < 0)
+    return f"**{text}**" if found["clear"] else text
 
 
 def papers_difference(row: Row, rows: Sequence[Row], name: str) -> str:
@@ -95,7 +91,8 @@ def conditions(name: str, folder: Path = RESULTS) -> str:
     return (
         f"{config['cycles']} cycles, {batches}, {config['learning_rate']:g} with {config['warmup']} steps of warm-up, "
         f"{config['pooling']} pooling, {config['precision']}; seeds: {seeds}; trained on {trained}; evaluated once, at "
-        f"the end, on {dev}. {machine['cpu']}, torch {versions['torch']}, kept at commit {about['commit']}."
+        f"the end, on {dev}. {machine['cpu']}, torch {versions['torch']}, kept at commit "
+        f"{about['commit']}{' with changes' if about['dirty'] else ''}."
     )
 
 
@@ -281,4 +278,3 @@ TABLES = {
     "experiment-others": others_table,
 }
 """By the name of the generated part."""
-STAGES = ("settings", "paper-batches", "candidates", "methods", "float32", "batches", "lambda", "parts")

@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from smartcs.ops.backend import GPU_WIDTHS
 from smartcs.ops.checks import check_cu_seqlens, check_dropout, check_float
 from smartcs.ops.random import compute_dtype, drop_threshold
 
@@ -42,8 +43,7 @@ from .rows import check_contiguous, check_operand, check_statistic, on_device_of
 from .tiles import as_scalar, dot, load, sentence, store
 
 _OP = "attention"
-MAX_HEAD_SIZE = 128
-"""The widest head that a kernel takes: a tile holds all of it."""
+MAX_HEAD_SIZE = GPU_WIDTHS[_OP]  # a tile holds all of it
 
 # Batches differ in these, and Triton would compile anew for a 1 and for a multiple of 16. Their types are fixed below.
 _CHANGING = ["tokens", "seed", "stream", "threshold"]

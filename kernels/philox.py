@@ -12,8 +12,8 @@ the columns as the generator gives them, position t being word t % 4 of counter 
 
     position t  is  column 64 (t // 64) + 16 (t % 4) + (t % 64) // 4
 
-so that 64 positions from a multiple of 64 are the 64 columns from there. `column_at` is this map, `bits_in_order` draws
-for consecutive positions, and `bits_at` for whatever columns, at four times the arithmetic.
+so that 64 positions from a multiple of 64 are the 64 columns from there. `column_at` is this map, and
+`bits_in_order` draws for consecutive positions.
 """
 
 import triton
@@ -70,11 +70,3 @@ def bits_in_order(rows, first, seed, stream, COUNT: tl.constexpr):
     w0, w1, w2, w3 = random_words(rows[:, None], counters[None, :], seed, stream)
     # The last two axes are words 0 1 / 2 3: neighbours in registers, so that flattening them moves nothing.
     return tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(rows.shape[0], COUNT)
-
-
-@triton.jit
-def bits_at(rows, columns, seed, stream):
-    """Bits of the elements (rows, columns), which are broadcast together: uint32."""
-    w0, w1, w2, w3 = random_words(rows, columns // 64 * 16 + columns % 16, seed, stream)
-    word = columns // 16 % 4
-    return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))

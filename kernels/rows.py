@@ -14,14 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from smartcs.ops.backend import GPU_WIDTHS
 from smartcs.ops.checks import check_device, check_float, check_like, check_shape
 from smartcs.ops.random import compute_dtype
 
 # Small, so that the 150 rows of a small batch occupy more than a few multiprocessors; eight rows of float32 sums are
 # written for each of up to 3 parameters, beside eight rows of 2 to 4 tensors: at most a fifth of the traffic.
 ROWS_PER_PARTIAL = 8
-MAX_COLUMNS = 4096
-"""The widest row that a kernel can keep whole, in registers: at 8192 the backward kernels spill."""
+# The widest row that a kernel can keep whole, in registers: at 8192 the backward kernels spill.
+MAX_COLUMNS = GPU_WIDTHS["add_layer_norm"]
 
 
 def check_rows(op: str, name: str, value: Tensor) -> None:

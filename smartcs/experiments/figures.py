@@ -68,6 +68,11 @@ class Experiment:
     contrasts: tuple[tuple[str, str], ...] = ()
 
 
+def short(value: float) -> str:
+    """1e-4 and 1, for names and labels."""
+    return f"{value:g}" if value >= 1 else f"{value:.0e}".replace("e-0", "e-")
+
+
 def _times(recipe: str) -> dict[str, float]:
     """The paper's run time of a system of figures 2 and 8."""
     seconds, ratio = paper.EPOCH_SECONDS.get(recipe), paper.time_ratio(recipe)
@@ -129,8 +134,8 @@ _FIGURE_6 = Experiment(
     "Figure 6: learning rates, trained on SST and STS alone",
     tuple(
         Row(
-            f"learning-rate-{rate:.0e}".replace("e-0", "e-"),
-            f"Learning rate {rate:.0e}".replace("e-0", "e-"),
+            f"learning-rate-{short(rate)}",
+            f"Learning rate {short(rate)}",
             settings={"tasks": "sst+sts", "learning_rate": rate},
             paper={"sst_accuracy": sst, "sts_pearson": sts},
         )

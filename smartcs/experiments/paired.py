@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,10 @@ class Difference:
     def clear(self) -> bool:
         """Whether there are several seeds and the interval excludes zero."""
         return self.seeds > 1 and (self.low > 0 or self.high < 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As results.json has it."""
+        return {**asdict(self), "clear": self.clear}
 
 
 def paired_differences(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -118,7 +118,7 @@ class Results:
             "warnings": list(self.warnings),
             "rows": [_row_dict(result, self) for result in self.rows],
             "contrasts": [
-                {"row": one, "minus": other, "difference": {name: asdict(value) for name, value in found.items()}}
+                {"row": one, "minus": other, "difference": {name: value.as_dict() for name, value in found.items()}}
                 for (one, other), found in self.contrasts.items()
             ],
             "data": next((outcome.metrics["data"] for outcome in self.outcomes if outcome.metrics), None),
@@ -305,7 +305,7 @@ def _row_dict(result: RowResult, results: Results) -> dict[str, Any]:
         "mean": dict(values.mean),
         "std": dict(values.std),
         "paper": dict(values.paper),
-        "difference": {name: asdict(value) for name, value in result.differences.items()},
+        "difference": {name: value.as_dict() for name, value in result.differences.items()},
         "pretrain_seconds": result.pretrain_seconds,
         "smart": values.smart,
         "anchor_divergence": values.anchor_divergence,

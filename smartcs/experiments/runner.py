@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -130,13 +131,14 @@ class _Runner:
         begin, count = perf_counter(), len(waiting)
         if waiting:
             self._say(f"{count} runs to do, {self.options.jobs} at a time")
-        for done, (job, _) in enumerate(in_processes(waiting, self.options, self._say), start=1):
-            at = places[job.place]
-            self._ended(at)
-            outcome, passed = self.outcomes[at], perf_counter() - begin
-            figures = figures_line(outcome.metrics["dev"]) if outcome.metrics else outcome.state
-            left = passed / done * (count - done)
-            self._say(f"  {job.place}: {figures}; {done} of {count} after {clock(passed)}, about {clock(left)} left")
+        with closing(in_processes(waiting, self.options, self._say)) as ended:
+            for done, job in enumerate(ended, start=1):
+                at = places[job.place]
+                self._ended(at)
+                outcome, passed = self.outcomes[at], perf_counter() - begin
+                figures = figures_line(outcome.metrics["dev"]) if outcome.metrics else outcome.state
+                left = f"{done} of {count} after {clock(passed)}, about {clock(passed / done * (count - done))} left"
+                self._say(f"  {job.place}: {figures}; {left}")
 
     def _ended(self, at: int) -> None:
         self.outcomes[at] = find(self.jobs[at], self.options)

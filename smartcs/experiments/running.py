@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Event
 from threading import Thread
 from time import sleep
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
 from smartcs.experiments.data_check import warm_up
-from smartcs.experiments.jobs import PRETRAINING, Job, Options, find_stage
+from smartcs.experiments.jobs import PRETRAINING, Job, Options, Stage, find_stage
 from smartcs.model.files import json_writer, write_files
 from smartcs.training.config import TrainConfig
 from smartcs.training.interrupt import stop_on_signals
@@ -88,50 +89,64 @@ def _train(config: TrainConfig, place: str, console: Console, say: Say) -> None:
         raise Interrupted(result.signal)
 
 
-def in_processes(jobs: list[Job], options: Options, say: Say) -> Iterator[tuple[Job, int | None]]:
+class _Work(NamedTuple):
+    """What a process is given: a run, or the pretraining that it and perhaps others start from."""
+
+    job: Job
+    stage: Stage | None = None
+
+    @property
+    def place(self) -> str:
+        return self.job.place if self.stage is None else self.stage.place
+
+
+def in_processes(jobs: list[Job], options: Options, say: Say) -> Generator[Job, None, None]:
     """Runs jobs in `options.jobs` processes that share this machine's cores evenly, without their progress.
 
     Rows that share a pretraining wait for it. After SIGINT or SIGTERM no run is started, and those that are under way
-    stop after their current step.
+    stop after their current step; so they do where one raises, or the caller takes no more jobs.
 
     Yields:
-        A job when it has ended, and the signal that stopped it, or None.
+        A job when it has ended.
 
     Raises:
-        Whatever a run raises, after the others have ended.
+        Interrupted: by a signal.
+        OSError: a process was killed.
+        Whatever a run raises.
     """
-    threads = max(1, torch.get_num_threads() // options.jobs)
-    waiting, staged = list(jobs), set[str]()
-    running: dict[Future[list[str]], tuple[Job, bool]] = {}
+    waiting: list[_Work] = []
+    for job in jobs:
+        if job.stage is not None and all(work.place != job.stage.place for work in waiting):
+            waiting.append(_Work(job, job.stage))
+        waiting.append(_Work(job))
+    running: dict[Future[list[str]], _Work] = {}
     # "spawn": a forked process would inherit locks that this one's threads hold.
     context = get_context("spawn")
-    ending = context.Event()
+    ending, threads = context.Event(), max(1, torch.get_num_threads() // options.jobs)
     pool = ProcessPoolExecutor(options.jobs, context, _start_worker, (threads, ending))
-    with stop_on_signals() as stop, pool:
-        while running or (waiting and not stop):
-            while waiting and not stop and len(running) < options.jobs:
-                busy = {job.stage.place for job, stage in running.values() if stage and job.stage}
-                ready = [job for job in waiting if job.stage is None or job.stage.place not in busy]
-                if not ready:
-                    break
-                job = ready[0]
-                stage = job.stage is not None and job.stage.place not in staged
-                if stage and job.stage is not None:
-                    staged.add(job.stage.place)
-                else:
-                    waiting.remove(job)
-                say(f"  {job.stage.place if stage and job.stage else job.place}: started")
-                with _without_interrupts():
-                    running[pool.submit(_work, job, options, stage)] = (job, stage)
-            done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
-            if stop:
-                ending.set()
-            for future in done:
-                job, stage = running.pop(future)
-                for message in _result(future):
-                    say(message)
-                if not stage:
-                    yield job, stop.signal
+    with pool, stop_on_signals() as stop:
+        try:
+            while running or (waiting and not stop):
+                busy = {work.place for work in running.values()}
+                ready = [work for work in waiting if work.job.stage is None or work.job.stage.place not in busy]
+                if ready and not stop and len(running) < options.jobs:
+                    work = ready[0]
+                    waiting.remove(work)
+                    say(f"  {work.place}: started")
+                    with _without_interrupts():
+                        running[pool.submit(_work, work, options)] = work
+                    continue
+                done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
+                if stop:
+                    ending.set()
+                for future in done:
+                    work = running.pop(future)
+                    for message in _result(future):
+                        say(message)
+                    if work.stage is None:
+                        yield work.job
+        finally:
+            ending.set()
     if stop.signal is not None:
         raise Interrupted(stop.signal)
 
@@ -174,17 +189,16 @@ def _start_worker(threads: int, ending: Event) -> None:
 _warm = False
 
 
-def _work(job: Job, options: Options, stage: bool) -> list[str]:
-    """In a worker: a run or the pretraining before it. Returns what there is to say."""
+def _work(work: _Work, options: Options) -> list[str]:
+    """In a process of the pool: does it, and returns what there is to say."""
     global _warm
     messages: list[str] = []
     options = replace(options, contents={})
-    try:
+    with suppress(Interrupted):  # by the parent, which raises it
         if not _warm:
-            number, _warm = warm_up(job.from_the_start, options.contents), True
+            number, _warm = warm_up(work.job.from_the_start, options.contents), True
             if number is not None:
                 return messages
-        (run_stage if stage else run_job)(job, options, Console(quiet=True), messages.append)
-    except Interrupted:
-        pass  # by the parent, which knows
+        do = run_job if work.stage is None else run_stage
+        do(work.job, options, Console(quiet=True), messages.append)
     return messages

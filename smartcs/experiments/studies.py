@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smartcs.experiments.figures import ADVERSARIAL, TABLES, Experiment, Row, system
+from smartcs.experiments.figures import ADVERSARIAL, TABLES, Experiment, Row, short, system
 from smartcs.training import paper
 
 LEARNING_RATES = (3e-5, 5e-5, 1e-4, 2e-4)
 WARMUPS = (0, 100)
 
 
-def _number(value: float) -> str:
-    """1e-4 and 1, for names and labels."""
-    return f"{value:g}" if value >= 1 else f"{value:.0e}".replace("e-0", "e-")
-
-
 def _setting(pooling: str, rate: float, warmup: int, tasks: str = "sst+sts") -> Row:
     values = {"pooling": pooling, "learning_rate": rate, "warmup": warmup, "tasks": tasks}
-    name = f"{pooling}-{_number(rate)}-warmup-{warmup}"
-    label = f"{pooling}, {_number(rate)}, {warmup} steps of warm-up"
+    name = f"{pooling}-{short(rate)}-warmup-{warmup}"
+    label = f"{pooling}, {short(rate)}, {warmup} steps of warm-up"
     if tasks != "all":
         return Row(name, label, settings=values)
     note = "the candidates on all three tasks, where a rate that is too high shows first"
@@ -55,8 +50,6 @@ _METHODS = Experiment(
     contrasts=(("smart-adv", "smart"), ("smart-bregman", "smart"), ("smart-adv-bregman", "smart-adv")),
 )
 
-_PROJECTED: dict[str, Any] = {"smart.tasks": "sst", "smart.update": "projected"}
-
 
 def _part(name: str, label: str, changed: Mapping[str, Any], *, extra: bool = False) -> Row:
     return Row(name, label, settings={"tasks": "sst", "smart.tasks": "sst", **changed}, extra=extra)
@@ -78,7 +71,7 @@ _FRESH = {"smart.share_dropout": False}
 
 def _directions(size: float, *, extra: bool) -> tuple[Row, Row]:
     """Perturbations of equal 2-norm per token, along the gradient and not."""
-    text = _number(size)
+    text = short(size)
     return (
         _part(f"adv-l2-{text}", f"Adversarial, 2-norm {text}", _ascent(size, "2"), extra=extra),
         _part(f"random-l2-{text}", f"Random direction, 2-norm {text}", _random(size), extra=extra),
@@ -91,11 +84,11 @@ _PARTS = Experiment(
     (
         Row("plain", "No regulariser", settings={"tasks": "sst"}),
         _part("published", "Published: random, inf-norm 1", {}),
-        _part("adv", f"Adversarial, inf-norm {_number(_RADIUS)}", _ascent(_RADIUS)),
+        _part("adv", f"Adversarial, inf-norm {short(_RADIUS)}", _ascent(_RADIUS)),
         *_directions(1.0, extra=False),
         _part("published-fresh", "Published, fresh dropout masks", _FRESH),
         *(
-            _part(f"adv-{_number(radius)}", f"Adversarial, inf-norm {_number(radius)}", _ascent(radius))
+            _part(f"adv-{short(radius)}", f"Adversarial, inf-norm {short(radius)}", _ascent(radius))
             for radius in (_RADIUS / 10, _RADIUS * 10)
         ),
         _part(

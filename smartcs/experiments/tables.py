@@ -111,13 +111,14 @@ def _difference_lines(results: Results) -> list[str]:
     compared += [(f"{labels[a]} minus {labels[b]}", found) for (a, b), found in results.contrasts.items()]
     for label, differences in compared:
         found = [differences[name] for name in names]
-        cells = [f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in found]
+        texts = [f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in found]
+        cells = [f"**{text}**" if d.clear else text for text, d in zip(texts, found, strict=True)]
         lines.append(_markdown_line([label, str(found[0].seeds), *cells]))
     return [
         *lines,
         "",
         "In brackets: 95 %, the wider of a paired bootstrap over examples and seeds and of Student's t over the seeds; "
-        "with one seed of examples alone, which says nothing about another seed.",
+        "with one seed of examples alone, which says nothing about another seed. Bold: several seeds, and not zero.",
     ]
 
 

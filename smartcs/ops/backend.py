@@ -26,6 +26,8 @@ CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 # kernels. For `linear` PyTorch's own products are the kernel: there the reference runs cuBLAS.
 CUDA_OPS = {"adamw": "adamw_step", "perturb": "perturb_step", "symmetric_kl": "symmetric_kl_fwd"}
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The widest last dimension that a Triton kernel keeps whole; wider tensors run on the reference.
+GPU_WIDTHS = {"attention": 128, "add_layer_norm": 4096, "embedding": 4096}
 
 # Op -> what keeps its Triton kernels registered, or why it has no kernel on a GPU.
 _on_gpu: dict[str, torch.library.Library | str] = {}
@@ -100,7 +102,8 @@ def use_fused(op: str, tensor: Tensor) -> bool:
         missing = no_gpu_kernel(op)
         if missing is not None and op != "linear":
             _warn_once(f"smartcs: {op} runs on the PyTorch reference on this GPU, which is slower: {missing}")
-        return missing is None and tensor.dtype in GPU_DTYPES
+        fits = op not in GPU_WIDTHS or tensor.shape[-1] <= GPU_WIDTHS[op]
+        return missing is None and fits and tensor.dtype in GPU_DTYPES
     if tensor.device.type != "cpu":
         _warn_once(f"smartcs: no {tensor.device.type} kernels in this version, running on the PyTorch reference")
         return False

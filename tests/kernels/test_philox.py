@@ -11,7 +11,7 @@ if not kernels.interpreted():
     pytest.skip("TRITON_INTERPRET is not 1", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
-from smartcs.kernels.philox import bits_at, bits_in_order, column_at, philox_4x32  # noqa: E402
+from smartcs.kernels.philox import bits_in_order, column_at, philox_4x32  # noqa: E402
 
 ROWS = torch.tensor([0, 1, 2, 77, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
 NAMES = [(0, 0), (1, 2), (2**31, 2**31 - 1), (2**32 - 1, 2**32), (2**40 + 3, 2**33 + 5), (2**63 - 1, 2**63 - 1)]
@@ -43,13 +43,6 @@ def _in_order(rows, out, first, seed, stream, columns, N: tl.constexpr, COUNT: t
     tl.store(out + n[:, None] * columns + column[None, :], bits.to(tl.int64), mask=(column < columns)[None, :])
 
 
-@triton.jit
-def _anywhere(rows, out, seed, stream, columns, N: tl.constexpr, COUNT: tl.constexpr):
-    n, column = tl.arange(0, N), tl.arange(0, COUNT)
-    bits = bits_at(tl.load(rows + n)[:, None], column[None, :], seed, stream)
-    tl.store(out + n[:, None] * columns + column[None, :], bits.to(tl.int64), mask=(column < columns)[None, :])
-
-
 def test_published_vectors():
     """Random123's kat_vectors for philox 4x32 10, by the generator alone: zeros, ones, digits of pi."""
     digits = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
@@ -73,10 +66,3 @@ def test_bits_in_the_generators_order(seed, stream, count):
     for first in range(0, 192, count):
         _in_order[(1,)](ROWS, out, first, seed, stream, columns, N=len(ROWS), COUNT=count)
     assert torch.equal(out, random_bits(ROWS, columns, seed=seed, stream=stream))
-
-
-@pytest.mark.parametrize(("seed", "stream"), NAMES)
-def test_bits_at_columns(seed, stream):
-    out = torch.full((len(ROWS), 200), -1)
-    _anywhere[(1,)](ROWS, out, seed, stream, 200, N=len(ROWS), COUNT=256)
-    assert torch.equal(out, random_bits(ROWS, 200, seed=seed, stream=stream))

@@ -155,9 +155,9 @@ def test_other_devices_run_the_reference_and_warn_once(fused):
     assert len(caught) == 1
 
 
-def on_a_gpu(dtype=torch.float32) -> SimpleNamespace:
+def on_a_gpu(dtype=torch.float32, width=64) -> SimpleNamespace:
     """As far as the choice of a backend looks at a tensor."""
-    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(5, width))
 
 
 @pytest.fixture
@@ -195,6 +195,9 @@ def test_kernels_on_a_gpu_are_registered_once(no_memory_of_gpus, monkeypatch):
     assert all(selection.use_fused("attention", on_a_gpu()) for _ in range(3)) and asked == [("attention", "CUDA")]
     assert selection.use_fused("adamw", on_a_gpu()) and selection.use_fused("attention", on_a_gpu(torch.float16))
     assert not selection.use_fused("attention", on_a_gpu(torch.float64))
+    for op, width in (("attention", 128), ("embedding", 4096), ("add_layer_norm", 4096)):
+        assert selection.use_fused(op, on_a_gpu(width=width)) and not selection.use_fused(op, on_a_gpu(width=width + 1))
+    assert selection.use_fused("bias_gelu", on_a_gpu(width=10**6))
     rows = {row.op: row for row in backend_report("cuda")}
     assert (rows["attention"].backend, rows["attention"].reason) == ("fused", "Triton kernel")
     assert (rows["adamw"].backend, rows["adamw"].reason) == ("fused", "CUDA C++ kernel")
