@@ -15,6 +15,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import error_budget
 from small_models import small_config
 
 import smartcs
@@ -98,3 +99,10 @@ def encoder_folder(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         BertModel(small_config()).save_pretrained(folder, sample_tokenizer())
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    if error_budget.observed:
+        terminalreporter.section("largest share of the error budget used")
+        for (kind, dtype), used in sorted(error_budget.observed.items()):
+            terminalreporter.write_line(f"{kind:20} {dtype:10} {used:6.1%}")

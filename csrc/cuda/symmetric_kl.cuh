@@ -105,7 +105,8 @@ __device__ __forceinline__ Row<A> prepare(const Shared& share, int lanes) {
       sum_a += exp(a[i] - row.top_a);
       sum_b += weight;
       weighted += times(weight, expm1(e));
-      if (!(e < A(0.5) && (e > A(-0.5) || weight == A(0)))) far += 1;
+      const bool masked = a[i] == b[i] && b[i] == -INFINITY;  // on both sides: its e is of no distance
+      if (!masked && !(e < A(0.5) && (e > A(-0.5) || weight == A(0)))) far += 1;
     }
   });
   sum_a = over_lanes<Sum>(sum_a, lanes);

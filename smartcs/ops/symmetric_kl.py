@@ -117,9 +117,11 @@ def _gap_and_log_ratio(a: Tensor, b: Tensor, bernoulli: bool) -> tuple[Tensor, T
         below = torch.sigmoid(-a) * torch.sigmoid(b) * torch.expm1(d.clamp(max=0))
         return torch.where(d > 0, above, below), d
     p, q = torch.softmax(a, dim=-1), torch.softmax(b, dim=-1)
-    top = d.detach().amax(dim=-1, keepdim=True)
+    # Centred at b's likeliest class, which no class that is masked on both sides can be; nor does one count as far.
+    likeliest = b == b.amax(dim=-1, keepdim=True)
+    top = d.detach().masked_fill(~likeliest, -torch.inf).amax(dim=-1, keepdim=True)
     top = torch.where(top.isinf(), zero, top)  # a class masked in b alone: the loss is infinite, not inf - inf
-    e = d - top
+    e = (d - top).masked_fill((a == b) & a.isinf(), 0)
     is_near = (e.abs() < 0.5).all(dim=-1, keepdim=True)
     # Both arms of a where are differentiated: the one not taken must stay finite.
     near = torch.log1p((q * torch.expm1(torch.where(is_near, e, zero))).sum(dim=-1, keepdim=True))

@@ -1,17 +1,14 @@
-"""Compiles CUDA device code for the host, once per op and mistake; prints the budget used as the op tests do."""
+"""Compiles CUDA device code for the host, once per op and mistake."""
 
-import error_budget
 import pytest
-import torch
 from emulated_cuda import build, compiler
+from op_harness import threads
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    previous = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(previous)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +24,3 @@ def emulated(tmp_path_factory):
         return libraries[op, patches]
 
     return library
-
-
-def pytest_terminal_summary(terminalreporter):
-    if error_budget.observed:
-        terminalreporter.section("largest share of the error budget used, emulated CUDA")
-        for (kind, dtype), used in sorted(error_budget.observed.items()):
-            terminalreporter.write_line(f"{kind:20} {dtype:10} {used:6.1%}")

@@ -4,9 +4,17 @@ tests/conftest.py tells Triton to interpret: here it would be too late.
 """
 
 import pytest
+from op_harness import threads
 
 from smartcs import kernels
 from smartcs._extension import extension_status
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As in tests/ops."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture

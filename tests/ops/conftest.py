@@ -1,8 +1,7 @@
 """Fixtures of the op tests; without the compiled extension everything that needs it is skipped, with the reason."""
 
-import error_budget
 import pytest
-import torch
+from op_harness import threads
 
 from smartcs._extension import extension_status
 from smartcs.ops.backend import backend
@@ -11,10 +10,8 @@ from smartcs.ops.backend import backend
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """The tensors are small: several threads would mostly wait for each other, above all on a busy machine."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(previous)
+    with threads(1):
+        yield
 
 
 @pytest.fixture
@@ -39,10 +36,3 @@ def either(request):
     """Each backend in turn, the fused one where it is there."""
     request.getfixturevalue(request.param)
     return request.param
-
-
-def pytest_terminal_summary(terminalreporter):
-    if error_budget.observed:
-        terminalreporter.section("largest share of the error budget used")
-        for (kind, dtype), used in sorted(error_budget.observed.items()):
-            terminalreporter.write_line(f"{kind:20} {dtype:10} {used:6.1%}")
