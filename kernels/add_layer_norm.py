@@ -19,24 +19,8 @@ from torch import Tensor
 from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import compute_dtype
 
-from .layer_norm_row import (
-    dropout_arguments,
-    input_gradient,
-    keep_factors,
-    normalised,
-    store_statistics,
-    tile_of,
-)
-from .rows import (
-    ROWS_PER_PARTIAL,
-    check_operand,
-    check_statistic,
-    check_whole_rows,
-    on_device_of,
-    partials_of,
-    sum_partials,
-    widened,
-)
+from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
+from .rows import check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "add_layer_norm"
 
@@ -100,38 +84,10 @@ def add_layer_norm_bwd(
     parameter_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx (empty without dropout, where it is dresidual), dresidual, and dweight, dbias, dinput_bias if asked for."""
-    check_whole_rows(_OP, "h", h)
-    rows, columns = h.shape
-    check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
-    check_operand(_OP, "weight", weight, (columns,), h, "h")
-    for name, statistic in (("mean", mean), ("rstd", rstd)):
-        check_statistic(_OP, name, statistic, h.shape[:1], h, "h")
-    check_dropout(_OP, dropout_p, seed, stream)
-    dropout = dropout_p > 0
-    grad_residual = torch.empty_like(h)
-    grad_x = torch.empty_like(h) if dropout else h.new_empty(0)
-    with on_device_of(h):
-        partials = partials_of(h, 3 if parameter_grads else 0)
-        if rows > 0:
-            _backward_kernel[(triton.cdiv(rows, ROWS_PER_PARTIAL),)](
-                grad_x,
-                grad_residual,
-                partials,
-                grad_y,
-                h,
-                mean,
-                rstd,
-                weight,
-                rows,
-                columns,
-                *dropout_arguments(dropout_p, seed, stream),
-                DROPOUT=dropout,
-                PARAMETER_GRADS=parameter_grads,
-                GROUP=ROWS_PER_PARTIAL,
-                **tile_of(columns, 4096, 8),
-            )
-        sums = sum_partials(partials, h.dtype) if parameter_grads else [h.new_empty(0) for _ in range(3)]
-    return grad_x, grad_residual, sums[0], sums[1], sums[2]
+    dropout, sums = (dropout_p, seed, stream), 3 if parameter_grads else 0
+    dresidual, dx, found = gradients(_OP, grad_y, h, mean, rstd, weight, dropout, of_output=False, sums=sums)
+    dweight, dbias, dinput_bias = found or [h.new_empty(0) for _ in range(3)]
+    return dx, dresidual, dweight, dbias, dinput_bias
 
 
 @triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
@@ -173,58 +129,3 @@ def _forward_kernel(
     y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
     store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)
-
-
-@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
-def _backward_kernel(
-    grad_x_ptr,  # (N, C) written if DROPOUT
-    grad_residual_ptr,  # (N, C) written
-    partials_ptr,  # (3, groups, C) written if PARAMETER_GRADS: of weight, bias, input_bias
-    grad_y_ptr,  # (N, C)
-    h_ptr,  # (N, C)
-    mean_ptr,  # (N,)
-    rstd_ptr,  # (N,)
-    weight_ptr,  # (C,)
-    rows,
-    columns,
-    seed: tl.int64,
-    stream: tl.int64,
-    threshold: tl.int64,
-    scale,
-    DROPOUT: tl.constexpr,
-    PARAMETER_GRADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # One program: the GROUP rows of one partial sum, ROWS at a time.
-    group = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    in_row = column < columns
-    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
-    sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
-    sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
-    sum_input = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
-    for first in range(0, GROUP, ROWS):
-        row = group * GROUP + first + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & in_row[None, :]
-        offset = row[:, None] * columns + column[None, :]
-        # Zero beyond the last row and column, where means and sums must not change.
-        dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
-        dh, xhat = input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns)
-        tl.store(grad_residual_ptr + offset, dh.to(grad_residual_ptr.dtype.element_ty), mask=inside)
-        dx = dh
-        if DROPOUT:
-            dx *= keep_factors(row, seed, stream, threshold, scale, dh, BLOCK)
-            tl.store(grad_x_ptr + offset, dx.to(grad_x_ptr.dtype.element_ty), mask=inside)
-        if PARAMETER_GRADS:
-            sum_weight += tl.sum(dy * xhat, axis=0)
-            sum_bias += tl.sum(dy, axis=0)
-            sum_input += tl.sum(dx, axis=0)
-    if PARAMETER_GRADS:
-        groups = tl.num_programs(0)
-        sums_ptr = partials_ptr + group * columns + column
-        step = groups.to(tl.int64) * columns
-        tl.store(sums_ptr, sum_weight, mask=in_row)
-        tl.store(sums_ptr + step, sum_bias, mask=in_row)
-        tl.store(sums_ptr + 2 * step, sum_input, mask=in_row)

@@ -24,26 +24,9 @@ from torch import Tensor
 from smartcs.ops.checks import check_device, check_dropout, check_ids
 from smartcs.ops.random import compute_dtype
 
-from .layer_norm_row import (
-    dropout_arguments,
-    input_gradient,
-    keep_factors,
-    normalised,
-    store_statistics,
-    tile_of,
-)
+from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
 from .row_sums import sum_by_key
-from .rows import (
-    ROWS_PER_PARTIAL,
-    check_contiguous,
-    check_operand,
-    check_statistic,
-    check_whole_rows,
-    on_device_of,
-    partials_of,
-    sum_partials,
-    widened,
-)
+from .rows import check_contiguous, check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "embedding"
 
@@ -133,33 +116,11 @@ def embedding_bwd(
     """The gradients of the tables, weight, bias and perturbation; empty where not asked for."""
     check_whole_rows(_OP, "h", h)
     tokens, columns = h.shape
-    check_operand(_OP, "grad_y", grad_y, h.shape, h, "h")
-    check_operand(_OP, "weight", weight, (columns,), h, "h")
-    for name, statistic in (("mean", mean), ("rstd", rstd)):
-        check_statistic(_OP, name, statistic, h.shape[:1], h, "h")
     _check_ids(tokens, h, "h", input_ids, token_type_ids, position_ids)
-    check_dropout(_OP, dropout_p, seed, stream)
-    grad_h = torch.empty_like(h)
+    dropout, sums = (dropout_p, seed, stream), 2 if parameter_grads else 0
+    grad_h, _, found = gradients(_OP, grad_y, h, mean, rstd, weight, dropout, of_output=True, sums=sums)
+    dweight, dbias = found or [h.new_empty(0) for _ in range(2)]
     with on_device_of(h):
-        partials = partials_of(h, 2 if parameter_grads else 0)
-        if tokens > 0:
-            _backward_kernel[(triton.cdiv(tokens, ROWS_PER_PARTIAL),)](
-                grad_h,
-                partials,
-                grad_y,
-                h,
-                mean,
-                rstd,
-                weight,
-                tokens,
-                columns,
-                *dropout_arguments(dropout_p, seed, stream),
-                DROPOUT=dropout_p > 0,
-                PARAMETER_GRADS=parameter_grads,
-                GROUP=ROWS_PER_PARTIAL,
-                **tile_of(columns, 4096, 8),
-            )
-        sums = sum_partials(partials, h.dtype) if parameter_grads else [h.new_empty(0) for _ in range(2)]
         asked = (
             (need_word, words, input_ids),
             (need_token_type, token_types, token_type_ids),
@@ -172,7 +133,7 @@ def embedding_bwd(
             keys, order = torch.sort(torch.stack([ids for _, ids in wanted]), dim=1, stable=True)
             sum_by_key([table for table, _ in wanted], keys, order, grad_h)
     grad_perturbation = grad_h if need_perturbation else h.new_empty((0, columns))
-    return tables[0], tables[1], tables[2], sums[0], sums[1], grad_perturbation
+    return tables[0], tables[1], tables[2], dweight, dbias, grad_perturbation
 
 
 def embedding_rows(grad_h: Tensor, ids: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -261,50 +222,3 @@ def _forward_kernel(
         y *= keep_factors(row, seed, stream, threshold, scale, y, BLOCK)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
     store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)
-
-
-@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
-def _backward_kernel(
-    grad_h_ptr,  # (T, C) written
-    partials_ptr,  # (2, groups, C) written if PARAMETER_GRADS: of weight, bias
-    grad_y_ptr,  # (T, C)
-    h_ptr,  # (T, C)
-    mean_ptr,  # (T,)
-    rstd_ptr,  # (T,)
-    weight_ptr,  # (C,)
-    rows,
-    columns,
-    seed: tl.int64,
-    stream: tl.int64,
-    threshold: tl.int64,
-    scale,
-    DROPOUT: tl.constexpr,
-    PARAMETER_GRADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # One program: the GROUP rows of one partial sum, ROWS at a time.
-    group = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    in_row = column < columns
-    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
-    sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
-    sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
-    for first in range(0, GROUP, ROWS):
-        row = group * GROUP + first + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & in_row[None, :]
-        offset = row[:, None] * columns + column[None, :]
-        # Zero beyond the last row and column, where means and sums must not change.
-        dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
-        if DROPOUT:
-            dy *= keep_factors(row, seed, stream, threshold, scale, dy, BLOCK)
-        dh, xhat = input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns)
-        tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
-        if PARAMETER_GRADS:
-            sum_weight += tl.sum(dy * xhat, axis=0)
-            sum_bias += tl.sum(dy, axis=0)
-    if PARAMETER_GRADS:
-        sums_ptr = partials_ptr + group * columns + column
-        tl.store(sums_ptr, sum_weight, mask=in_row)
-        tl.store(sums_ptr + tl.num_programs(0).to(tl.int64) * columns, sum_bias, mask=in_row)

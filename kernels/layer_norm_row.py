@@ -1,4 +1,4 @@
-"""LayerNorm of whole rows, its gradient and its dropout, for the kernels of add_layer_norm and embedding.
+"""LayerNorm of whole rows, its gradients and its dropout, for add_layer_norm and embedding.
 
     y = (h - mean) rstd weight + bias,  mean and the biased variance over a row's C elements
     dh = rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight,  xhat = (h - mean) rstd
@@ -9,13 +9,26 @@ the mean, which are in registers: E[h^2] - E[h]^2 would cancel.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import drop_threshold
 
 from .philox import random_words
-from .rows import ROWS_PER_PARTIAL, warps, widened
+from .rows import (
+    ROWS_PER_PARTIAL,
+    check_operand,
+    check_statistic,
+    check_whole_rows,
+    on_device_of,
+    partials_of,
+    sum_partials,
+    warps,
+    widened,
+)
 
 
 def block_of(columns: int) -> int:
@@ -33,6 +46,62 @@ def tile_of(columns: int, elements: int, per_thread: int) -> dict[str, int]:
 def dropout_arguments(p: float, seed: int, stream: int) -> tuple[int, int, int, float]:
     """seed, stream, threshold and scale: bits below the threshold drop, the scale is for what stays."""
     return seed, stream, drop_threshold(p), 1.0 / (1.0 - p)
+
+
+def gradients(
+    op: str,
+    grad_y: Tensor,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    dropout: tuple[float, int, int],
+    *,
+    of_output: bool,
+    sums: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """dh, dx and sums over rows, from what a forward pass over h (N, C) saved.
+
+    Args:
+        dropout: p, seed and stream.
+        of_output: whether dropout is of y (embedding), not of the x that goes into h (add_layer_norm).
+        sums: how many of dweight, dbias, and the sum of dx.
+
+    Returns:
+        dh, and dx: empty without dropout of x, where it is dh.
+    """
+    check_whole_rows(op, "h", h)
+    rows, columns = h.shape
+    check_operand(op, "grad_y", grad_y, h.shape, h, "h")
+    check_operand(op, "weight", weight, (columns,), h, "h")
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        check_statistic(op, name, statistic, h.shape[:1], h, "h")
+    check_dropout(op, *dropout)
+    drops = dropout[0] > 0
+    grad_h = torch.empty_like(h)
+    grad_x = torch.empty_like(h) if drops and not of_output else h.new_empty(0)
+    with on_device_of(h):
+        partials = partials_of(h, sums)
+        if rows > 0:
+            _backward_kernel[(triton.cdiv(rows, ROWS_PER_PARTIAL),)](
+                grad_h,
+                grad_x,
+                partials,
+                grad_y,
+                h,
+                mean,
+                rstd,
+                weight,
+                rows,
+                columns,
+                *dropout_arguments(*dropout),
+                DROPS_Y=drops and of_output,
+                DROPS_X=drops and not of_output,
+                SUMS=sums,
+                GROUP=ROWS_PER_PARTIAL,
+                **tile_of(columns, 4096, 8),
+            )
+        return grad_h, grad_x, sum_partials(partials, h.dtype) if sums else []
 
 
 @triton.jit
@@ -85,13 +154,66 @@ def store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows):
     tl.store(rstd_ptr + row, rstd, mask=row < rows)
 
 
-@triton.jit
-def input_gradient(dy, h_ptr, mean_ptr, rstd_ptr, weight, offset, inside, row, rows, columns):
-    """dh and xhat of a tile; both are zero beyond the last row and column, as dy and weight are."""
-    h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
-    mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
-    rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
-    xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
-    g = dy * weight[None, :]
-    mean_g, mean_gx = mean_of(g, columns), mean_of(g * xhat, columns)
-    return (g - mean_g[:, None] - xhat * mean_gx[:, None]) * rstd[:, None], xhat
+@triton.jit(do_not_specialize=["rows", "seed", "stream", "threshold"])
+def _backward_kernel(
+    grad_h_ptr,  # (N, C) written
+    grad_x_ptr,  # (N, C) written if DROPS_X
+    partials_ptr,  # (SUMS, groups, C) written: of weight, bias, dx
+    grad_y_ptr,  # (N, C)
+    h_ptr,  # (N, C)
+    mean_ptr,  # (N,)
+    rstd_ptr,  # (N,)
+    weight_ptr,  # (C,)
+    rows,
+    columns,
+    seed: tl.int64,
+    stream: tl.int64,
+    threshold: tl.int64,
+    scale,
+    DROPS_Y: tl.constexpr,
+    DROPS_X: tl.constexpr,
+    SUMS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # One program: the GROUP rows of one partial sum, ROWS at a time.
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    in_row = column < columns
+    weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
+    sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    sum_x = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
+    for first in range(0, GROUP, ROWS):
+        row = group * GROUP + first + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & in_row[None, :]
+        offset = row[:, None] * columns + column[None, :]
+        # Zero beyond the last row and column, where means and sums must not change.
+        dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
+        if DROPS_Y:
+            dy *= keep_factors(row, seed, stream, threshold, scale, dy, BLOCK)
+        h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
+        mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
+        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
+        g = dy * weight[None, :]
+        mean_g, mean_gx = mean_of(g, columns), mean_of(g * xhat, columns)
+        dh = (g - mean_g[:, None] - xhat * mean_gx[:, None]) * rstd[:, None]
+        tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
+        dx = dh
+        if DROPS_X:
+            dx *= keep_factors(row, seed, stream, threshold, scale, dh, BLOCK)
+            tl.store(grad_x_ptr + offset, dx.to(grad_x_ptr.dtype.element_ty), mask=inside)
+        if SUMS > 0:
+            sum_weight += tl.sum(dy * xhat, axis=0)
+            sum_bias += tl.sum(dy, axis=0)
+        if SUMS > 2:
+            sum_x += tl.sum(dx, axis=0)
+    sums_ptr = partials_ptr + group * columns + column
+    step = tl.num_programs(0).to(tl.int64) * columns
+    if SUMS > 0:
+        tl.store(sums_ptr, sum_weight, mask=in_row)
+        tl.store(sums_ptr + step, sum_bias, mask=in_row)
+    if SUMS > 2:
+        tl.store(sums_ptr + 2 * step, sum_x, mask=in_row)

@@ -49,9 +49,9 @@ MUTANTS = [
     ("layer_norm_row", "- xhat * mean_gx[:, None]", ""),
     ("layer_norm_row", "mean_of(centred * centred, columns) + eps", "mean_of(centred * centred, columns - 1) + eps"),
     ("layer_norm_row", "permute(0, 1, 4, 3, 2)", "permute(0, 1, 3, 4, 2)"),
-    ("add_layer_norm", "sum_input += tl.sum(dx, axis=0)", "sum_input += tl.sum(dh, axis=0)"),
+    ("layer_norm_row", "sum_x += tl.sum(dx, axis=0)", "sum_x += tl.sum(dh, axis=0)"),
     ("rows", "(group < groups)", "(group < groups - 1)"),
-    ("add_layer_norm", "sum_weight += tl.sum(dy * xhat, axis=0)", "sum_weight += tl.sum(dy * dh, axis=0)"),
+    ("layer_norm_row", "sum_weight += tl.sum(dy * xhat, axis=0)", "sum_weight += tl.sum(dy * h, axis=0)"),
 ]
 
 

@@ -87,7 +87,7 @@ def test_sums_of_runs_have_teeth(interpreter, right, wrong):
 
 
 MUTANTS = [
-    (OP, "sum_bias += tl.sum(dy, axis=0)", "sum_bias += tl.sum(dh, axis=0)"),
+    ("layer_norm_row", "sum_bias += tl.sum(dy, axis=0)", "sum_bias += tl.sum(dh, axis=0)"),
     (OP, "if PERTURBED:", "if False:"),
     ("layer_norm_row", "(w1 >= threshold)", "(w0 >= threshold)"),
 ]
