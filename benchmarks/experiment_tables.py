@@ -68,7 +68,11 @@ def short_table(folder: Path = RESULTS) -> str:
             continue
         theirs = row["paper"].get("time_ratio")
         cells = [difference_of(row, "sst_accuracy"), papers_difference(row, rows, "sst_accuracy")]
-        cells += [difference_of(row, "score"), cycles.get(row["name"], ""), "" if theirs is None else f"{theirs:.2f}"]
+        cells += [
+            difference_of(row, "score"),
+            cycles.get(row["name"], "not measured"),
+            "" if theirs is None else f"{theirs:.2f}",
+        ]
         lines.append(f"| `{row['name']}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
