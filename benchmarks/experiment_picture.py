@@ -32,7 +32,7 @@ def draw_finding(path: Path, folder: Path = RESULTS) -> None:
         if "sst_accuracy" in row["paper"]:
             theirs = row["paper"]["sst_accuracy"] - baseline["paper"]["sst_accuracy"]
             axes[0].plot(theirs, at, "|", ms=13, mew=2.5, color=PAPER, label="the paper, one run" if at == 0 else None)
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="upper left")
     labels = []
     for row in right:
         labels.append(f"{row['label']}\nR_s {row['smart']['sst']['regulariser']:.2g}")
