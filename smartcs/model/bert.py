@@ -270,7 +270,9 @@ class BertModel(nn.Module):
 
 def _dropout(p: float, key: DropoutKey | None, site: int) -> dict[str, Any]:
     """An op's dropout arguments at one place of the network; none without a key."""
-    return {} if key is None else {"dropout_p": p, "seed": key.seed, "stream": key.stream(site)}
+    if key is None:
+        return {}
+    return {"dropout_p": p, "seed": key.seed, "stream": key.stream(site), "stream_offset": key.stream_offset}
 
 
 def _first_tokens(x: Tensor, batch: PackedBatch) -> Tensor:

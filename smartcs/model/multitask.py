@@ -250,7 +250,8 @@ class MultitaskBert(nn.Module):
     def _dropout(self, x: Tensor, key: DropoutKey | None, site: int) -> Tensor:
         if key is None:
             return x
-        return dropout(x, self.head_config.dropout, seed=key.seed, stream=key.stream(_FIRST_SITE + site))
+        stream = key.stream(_FIRST_SITE + site)
+        return dropout(x, self.head_config.dropout, seed=key.seed, stream=stream, stream_offset=key.stream_offset)
 
     def _predict(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Tensor:
         with self._without_dropout():
