@@ -188,7 +188,7 @@ class SmartRegularizer:
             TypeError: an argument or f's result is not a floating-point tensor, or dtypes differ.
         """
         layout = Layout.of("embeddings", embeddings, self.level, cu_seqlens, attention_mask)
-        return self._regularise(lambda v: forward(embeddings + v), layout, clean_output, noise, stream)
+        return self._regularise(lambda v: forward(embeddings + v), layout, clean_output, noise, stream, None)
 
     def from_offsets(
         self,
@@ -200,17 +200,22 @@ class SmartRegularizer:
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stream: int | None = None,
+        stream_offset: Tensor | None = None,
+        num_tokens: Tensor | None = None,
     ) -> Tensor:
         """The same for a network that adds v itself: x + v never exists as a tensor of its own.
 
         Args:
             forward_offset: From v to f(x + v).
             like: Any tensor with the shape, dtype and device of x; its values are not read.
+            stream_offset: Added to `stream` on the device, see ``smartcs.ops.random``.
+            num_tokens: 0-dim integer on the device, for packed x: rows from there on only fill the batch up. They are
+                not perturbed and count in no mean.
 
         Everything else is as in calling the regulariser.
         """
-        layout = Layout.of("like", like, self.level, cu_seqlens, attention_mask)
-        return self._regularise(forward_offset, layout, clean_output, noise, stream)
+        layout = Layout.of("like", like, self.level, cu_seqlens, attention_mask, num_tokens)
+        return self._regularise(forward_offset, layout, clean_output, noise, stream, stream_offset)
 
     def statistics(self) -> dict[str, float]:
         """Over all steps so far; waits for the device.
@@ -222,6 +227,10 @@ class SmartRegularizer:
         finite, means = self._means.means()
         return {"steps": self._means.steps, "fallbacks": self._means.steps - finite, **means}
 
+    def replayed(self) -> None:
+        """Counts a step that ran again as a CUDA graph; the graph itself counts what is on the device."""
+        self._means.steps += 1
+
     def state_dict(self) -> dict[str, float]:
         """Numbers that JSON holds, from which a resumed run continues: the statistics and the noise's counter."""
         return self._means.state_dict()
@@ -231,14 +240,21 @@ class SmartRegularizer:
         self._means.load_state_dict(state)
 
     def _regularise(
-        self, forward: Forward, layout: Layout, clean: Tensor, noise: Tensor | None, stream: int | None
+        self,
+        forward: Forward,
+        layout: Layout,
+        clean: Tensor,
+        noise: Tensor | None,
+        stream: int | None,
+        stream_offset: Tensor | None,
     ) -> Tensor:
         check_float(_OWNER, "clean_output", clean)
         check_device(_OWNER, "clean_output", clean, layout.like, "the embeddings")
         smallest = self._smallest(drawn=noise is None)
         check_resolution(_OWNER, layout.like, "the embeddings round", *smallest)
         if noise is None:
-            v = layout.noise(self.noise_std, self.seed, self._means.steps if stream is None else stream)
+            number = self._means.steps if stream is None else stream
+            v = layout.noise(self.noise_std, self.seed, number, stream_offset)
         else:
             like = layout.like.reshape(layout.shape)
             check_like(_OWNER, "noise", noise, layout.shape, like, "the embeddings")
