@@ -222,9 +222,15 @@ class PackedBatch:
         step = next(step for limit, step in _FILLED_TO if self.num_tokens < limit)
         fill = -self.num_tokens % step
         longest = max(self.max_seqlen, step)
-        rows = (torch.cat([getattr(self, name), self.input_ids.new_zeros(fill)]) for name in _TOKEN_FIELDS)
-        end = self.cu_seqlens.new_full((1,), self.num_tokens + fill)
-        return PackedBatch(*rows, torch.cat([self.cu_seqlens, end]), longest + -longest % 64, inert=1)
+        zeros, end = self.input_ids.new_zeros(fill), self.cu_seqlens.new_full((1,), self.num_tokens + fill)
+        return PackedBatch(
+            torch.cat([self.input_ids, zeros]),
+            torch.cat([self.token_type_ids, zeros]),
+            torch.cat([self.position_ids, zeros]),
+            torch.cat([self.cu_seqlens, end]),
+            longest + -longest % 64,
+            inert=1,
+        )
 
     def __repr__(self) -> str:
         return (
