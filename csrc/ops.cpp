@@ -69,7 +69,9 @@ TORCH_LIBRARY(smartcs, m) {
   m.def("bf16_products() -> str");
   m.def("set_bf16_products(str name) -> ()");
 
-  m.def("perturb_noise(Tensor like, float std, SymInt seed, SymInt stream) -> Tensor noise");
+  m.def(
+      "perturb_noise(Tensor like, float std, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      " -> Tensor noise");
   m.def(
       "perturb_step(Tensor v, Tensor g, Tensor? cu_seqlens, str update, str norm, float step_size, float radius, "
       "float norm_eps) -> (Tensor moved, Tensor statistics)");

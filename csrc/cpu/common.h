@@ -84,6 +84,16 @@ inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
+// stream + *offset, modulo 2^64.
+inline uint64_t numbered(int64_t stream, const std::optional<at::Tensor>& offset, const char* op) {
+  uint64_t number = static_cast<uint64_t>(stream);
+  if (!offset.has_value()) return number;
+  TORCH_CHECK(offset->device().is_cpu() && offset->scalar_type() == at::kLong && offset->numel() == 1, op,
+              ": stream_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " on ", offset->device(),
+              ", expected one int64 on the CPU");
+  return number + static_cast<uint64_t>(*offset->const_data_ptr<int64_t>());
+}
+
 inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const char* op) {
   TORCH_CHECK(p >= 0 && p < 1, op, ": dropout_p is ", p, ", expected 0 <= dropout_p < 1");
   Dropout dropout;

@@ -217,7 +217,7 @@ def register_fakes() -> None:
     """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::perturb_noise")
-    def _(like, std, seed, stream):  # type: ignore[no-untyped-def]
+    def _(like, std, seed, stream, stream_offset=None):  # type: ignore[no-untyped-def]
         return like.new_empty(like.shape)
 
     @torch.library.register_fake("smartcs::perturb_step")
