@@ -154,7 +154,7 @@ class BregmanAnchor:
             ValueError: as `update`.
         """
         weight = self.next_weight()
-        return (self.parameters(), weight) if weight else ({}, 0.0)
+        return (self.pairs(), weight) if weight else ({}, 0.0)
 
     def next_weight(self) -> float:
         """The second of `next_move`."""
@@ -162,8 +162,12 @@ class BregmanAnchor:
         _check_beta(beta)
         return 1 - beta if self._moves() else 0.0
 
-    def parameters(self) -> dict[Tensor, Tensor]:
-        """{the model's parameter: the anchor's}. Raises ValueError as `update`."""
+    def pairs(self) -> dict[Tensor, Tensor]:
+        \"\"\"{the model's parameter: the anchor's}, for an optimizer that learns elsewhere how far the latter move.
+
+        Raises:
+            ValueError: the model has other parameters or buffers than when it was copied.
+        \"\"\"
         self._follow()
         return self._matched()[0]
 
