@@ -163,11 +163,11 @@ class BregmanAnchor:
         return 1 - beta if self._moves() else 0.0
 
     def pairs(self) -> dict[Tensor, Tensor]:
-        \"\"\"{the model's parameter: the anchor's}, for an optimizer that learns elsewhere how far the latter move.
+        """{the model's parameter: the anchor's}, for an optimizer that learns elsewhere how far the latter move.
 
         Raises:
             ValueError: the model has other parameters or buffers than when it was copied.
-        \"\"\"
+        """
         self._follow()
         return self._matched()[0]
 

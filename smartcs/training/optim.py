@@ -50,7 +50,8 @@ class AdamW(torch.optim.AdamW):
 
     Attributes:
         grad_norm: the norm before clipping at the last step, 0-dim float64; None without `max_grad_norm`. If it is not
-            finite, that step changed nothing: neither weights nor state nor the anchor.
+            finite, that step changed nothing: neither weights nor state nor the anchor. Fused on a GPU, where the host
+            does not know that norm, the anchor still counts the step, and copies buffers that are due.
         written_packed: the parameters whose packed forms the last step wrote, see `smartcs.ops.packed_weights`.
 
     Raises:
@@ -136,14 +137,18 @@ class AdamW(torch.optim.AdamW):
     def _step(self, anchor: BregmanAnchor | None, schedule: Tensor | None) -> None:
         self.written_packed = set()
         self._check_sparse()
-        anchors, weight = {}, 0.0
+        anchors: dict[Tensor, Tensor] = {}
+        weight = 0.0
         if anchor is not None:
             anchors, weight = anchor.next_move() if schedule is None else (anchor.pairs(), 0.0)
         tensors = self._tensors(anchors)
         fused = fusable(tensors)
         tensors = [self._with_copies(entry, fused) for entry in tensors]
         self.grad_norm = adamw(tensors, max_grad_norm=self.max_grad_norm, anchor_weight=weight, schedule=schedule)
-        if schedule is not None or (self.grad_norm is not None and not torch.isfinite(self.grad_norm)):
+        if schedule is not None:
+            return
+        waits = not fused or tensors[0].parameter.device.type == "cpu"
+        if waits and self.grad_norm is not None and not torch.isfinite(self.grad_norm):
             return
         for entry in tensors:
             if entry.packed is not None:

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import pairwise
 from time import perf_counter, thread_time
 from typing import Generic, NamedTuple, TypeVar
 
@@ -136,7 +137,7 @@ class StepLoop(ABC, Generic[Batch]):
                 except _NotFinite as failure:
                     raise NonFiniteLossError(self._describe_failure(task, str(failure), epoch, rows)) from None
                 assert value is not None
-                for part, start, end in zip(self.seconds, times, times[1:], strict=True):
+                for part, (start, end) in zip(self.seconds, pairwise(times), strict=True):
                     self.seconds[part] += end - start
                 cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
                 self.step += 1
