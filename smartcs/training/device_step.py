@@ -163,6 +163,7 @@ class DeviceStep:
             shape.inputs.send(values)
             self._run(task, shape)
             *numbers, norm = shape.output.tolist()
+        self._weights_changed()
         if anchor is not None:
             anchor.moved()
         terms: list[float | None] = [None] * len(Loss._fields)
@@ -185,6 +186,7 @@ class DeviceStep:
 
     def _step(self, task: str, shape: _Shape) -> Tensor:
         """The terms and the norm, in one tensor."""
+        self._weights_changed()  # a form of theirs made before the recording would be old at its replay
         there = shape.inputs.device
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
@@ -199,6 +201,15 @@ class DeviceStep:
         shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
         terms = [term.detach() for term in loss if term is not None]
         return torch.stack([term.double() for term in (*terms, self.optimizer.grad_norm)])
+
+    def _weights_changed(self) -> None:
+        """Lets everybody know who keeps what was made of the weights: a graph writes to them behind torch's back."""
+        models = (
+            [self.objective.model]
+            if self.objective.anchor is None
+            else [self.objective.model, self.objective.anchor.anchor]
+        )
+        torch.autograd.graph.increment_version([p for model in models for p in model.parameters()])
 
     def _guard(self, total: Tensor) -> None:
         """Lets a loss that is not finite into a gradient, whose norm then keeps the optimizer from doing anything."""

@@ -8,6 +8,7 @@ import torch
 from op_harness import threads
 from training.recorded import RecordedCalls, Waits
 
+import smartcs
 from smartcs._extension import extension_status
 from smartcs.ops.random import DropoutKey
 from smartcs.smart import adversarial
@@ -151,3 +152,20 @@ def test_an_optimizer_that_does_not_measure_is_refused(trainer):
 
 def test_offset_of_a_step():
     assert DropoutKey(1, 0).stream(7) + DropoutKey.offset_of(9) == DropoutKey(1, 9).stream(7)
+
+
+def test_rounded_weights_are_those_of_the_step(like_a_gpu, trainer):
+    """In bf16 mode products read rounded copies of the weights: each replay makes its own, and so does evaluation."""
+    torch.ops.smartcs.set_bf16_products("portable")
+    try:
+        with smartcs.precision("bf16"):
+            eager, recorded = trainer("eager", recipe="smart-bregman"), trainer("recorded", recipe="smart-bregman")
+            for _ in range(2):
+                assert course(eager) == course(recorded) and all(map(torch.equal, weights(eager), weights(recorded)))
+                splits = [made.data["sst"].batch(range(5))[0] for made in (eager, recorded)]
+                pairs = zip((eager, recorded), splits, strict=True)
+                first, second = (made.model.eval().sentiment_logits(batch).detach() for made, batch in pairs)
+                assert torch.equal(first, second)
+        assert recorded.device_step.replayed > 0
+    finally:
+        torch.ops.smartcs.set_bf16_products("auto")
