@@ -11,7 +11,8 @@ TORCH_LIBRARY(smartcs, m) {
       "adamw_step(Tensor(a!)[] params, Tensor?[] grads, Tensor?[] grad_rows, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] anchors, Tensor(f!)[] packed, "
       "Tensor(g!)[] packed_t, Tensor(h!)[] row_flags, float[] lr, float[] beta1, "
-      "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight) -> Tensor norm");
+      "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight, "
+      "Tensor? schedule=None) -> Tensor norm");
 
   m.def(
       "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "

@@ -155,11 +155,18 @@ class BregmanAnchor:
         """
         beta = self.beta(self._updates) if callable(self.beta) else self.beta
         _check_beta(beta)
-        if not self._moves():
+        if not self._moves() or beta == 1:
             return {}, 0.0
+        return self.pairs(), 1 - beta
+
+    def pairs(self) -> dict[Tensor, Tensor]:
+        """{the model's parameter: the anchor's}, for an optimizer that learns elsewhere how far the latter move.
+
+        Raises:
+            ValueError: the model has other parameters or buffers than when it was copied.
+        """
         self._follow()
-        parameters, _ = self._matched()
-        return ({}, 0.0) if beta == 1 else (parameters, 1 - beta)
+        return self._matched()[0]
 
     @torch.no_grad()
     def moved(self) -> None:
