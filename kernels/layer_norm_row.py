@@ -135,8 +135,10 @@ def statistics(h, inside, columns, eps):
     centred = tl.where(inside, h - mean[:, None], 0.0)
     variance = mean_of(centred * centred, columns) + eps
     if h.dtype == tl.float64:
-        return mean, 1.0 / tl.sqrt(variance)
-    return mean, tl.div_rn(variance * 0 + 1.0, tl.sqrt_rn(variance))
+        rstd = 1.0 / tl.sqrt(variance)
+    else:  # a return before it would not keep Triton from compiling it for float64, which it cannot
+        rstd = tl.div_rn(variance * 0 + 1.0, tl.sqrt_rn(variance))
+    return mean, rstd
 
 
 @triton.jit
