@@ -2,7 +2,7 @@
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
 # check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-check, install,
-# install-check, clean.
+# install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure experiment gpu-check install install-check clean
+.PHONY: demo test check format bench measure experiment gpu-check install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -89,6 +89,11 @@ install: $(INSTALLED)
 install-check:
 	PYTHON=$(PYTHON) bash tests/install_matrix.sh
 
+# Minutes and 5 GB, with nvcc and without a GPU.
+CUDA_TORCH ?= torch==2.14.1
+cuda-build-check:
+	PYTHON=$(PYTHON) CUDA_TORCH='$(CUDA_TORCH)' bash tests/cuda_build.sh
+
 # As after a clone, but for the results in runs/.
 clean:
 	rm -rf .venv build dist *.egg-info smartcs/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
@@ -113,7 +118,7 @@ $(STAMPS)/base: constraints.txt $(STAMPS)/venv
 	@touch $@
 
 # setup.py --version: what it has to say about the compiler, which pip hides.
-$(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
+$(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt cmake/nvcc.cmake $(CXX_FILES)
 	@$(BIN)/python setup.py -q --version >/dev/null
 	$(PIP) --no-build-isolation -e .
 	@touch $@

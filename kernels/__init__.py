@@ -20,6 +20,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_fwd", "attention_bwd"),
     "bias_gelu": ("bias_gelu_fwd", "bias_gelu_bwd"),
     "embedding": ("embedding_fwd", "embedding_bwd", "embedding_rows"),
+    "linear": ("pack_weight", "linear_bf16_fwd", "linear_bf16_bwd"),
 }
 """Op -> its raw ops. The op's file is of the same name."""
 

@@ -31,7 +31,7 @@ from smartcs.ops.random import keep_factors
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from smartcs.kernels import attention as triton_attention  # noqa: E402
-from smartcs.kernels.attention import Blocks  # noqa: E402
+from smartcs.kernels.tiles import Blocks  # noqa: E402
 
 # tests/gpu takes its cases from here where nothing is interpreted.
 pytestmark = pytest.mark.skipif(not kernels.interpreted(), reason="TRITON_INTERPRET is not 1")
