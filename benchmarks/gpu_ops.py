@@ -36,11 +36,13 @@ VARLEN = "torch varlen"
 
 
 def entries(device: str) -> dict[str, Entry]:
-    """The workloads with a kernel of ours: `linear` is cuBLAS on a GPU, and its table's gradient dense."""
+    """The workloads with a kernel of ours: float32 products are cuBLAS's, and a table's gradient is dense."""
     found = workloads(SIZES if device == "cuda" else REHEARSED)
     if device != "cuda":
         found = {name: entry for name, entry in found.items() if "T1024" not in name and name != "adamw-base"}
-    return {name: e for name, e in found.items() if not name.startswith(("linear", "embedding_sparse"))}
+    found = {name: entry for name, entry in found.items() if not name.startswith("embedding_sparse")}
+    low = {name: entry._replace(precisions=("bf16",)) for name, entry in found.items() if name.startswith("linear")}
+    return found | low
 
 
 def modes_of(name: str, entry: Entry) -> tuple[str, ...]:

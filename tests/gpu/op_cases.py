@@ -31,6 +31,20 @@ def cases_of(op: str) -> list[Case]:
     return _few(found) if REHEARSAL else found
 
 
+def bf16_linear_cases() -> list[Case]:
+    """Products in bf16 mode, with GELU and without: float32 arguments, whose rounding is the op's."""
+    from ops import test_linear_precision as compiled
+
+    shapes = [*compiled.CASES, *compiled.EMPTY]
+    if find_spec("triton") is not None:
+        shapes += import_module("test_linear").CASES
+    found = [
+        Case("linear", partial(compiled.problem, *shape, activation=activation), f"bf16-{activation}-{shape}")
+        for shape, activation in product(shapes, (None, "gelu"))
+    ]
+    return _few(found) if REHEARSAL else found
+
+
 def small_cases() -> list[Case]:
     """One case per op, with every optional argument it has, for what is not about sizes."""
     from ops.test_perturb import LARGE

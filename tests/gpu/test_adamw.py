@@ -46,6 +46,19 @@ def test_deterministic():
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_a_schedule_on_the_device():
+    """The bits that the host's numbers give: it is what a CUDA graph's replays read anew."""
+    scheduled, expected = ([there(e._replace(grad=torch.ones_like(e.parameter))) for e in entries()] for _ in range(2))
+    with fused("adamw"):
+        for factor, weight in [(1.0, 0.3), (0.37, 0.0), (1e-3, 1.0)]:
+            schedule = torch.tensor([factor, weight], dtype=torch.float64, device=DEVICE)
+            adamw(scheduled, max_grad_norm=40.0, schedule=schedule)
+            now = [e._replace(settings=e.settings._replace(lr=e.settings.lr * factor)) for e in expected]
+            adamw(now, max_grad_norm=40.0, anchor_weight=weight)
+    for entry, other in zip(scheduled, expected, strict=True):
+        assert all(torch.equal(getattr(entry, name), getattr(other, name)) for name in WRITTEN)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nothing_changes_where_the_norm_is_not_finite(bad):
     found = [there(e._replace(grad=torch.ones_like(e.parameter))) for e in entries()]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from devices import DEVICE, FLOATS, REHEARSAL, fused
 from error_budget import NOISE_TOLERANCE, NOISE_ZERO
+from ops.stream_cases import OFFSETS, RUNS, check_offset
 from ops.test_perturb_noise import draw
 from ops.test_random import NAMES, attention_mask, embedding_mask, expected_mask, layer_norm_mask
 
@@ -57,3 +58,11 @@ def test_noise(columns, dtype):
         expected = draw(100, columns, dtype, std=1e-5).double()
     allowed = NOISE_TOLERANCE * torch.finfo(dtype).eps * expected.abs() + NOISE_ZERO * 1e-5
     assert ((noise.double().cpu() - expected).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("offset", OFFSETS[2:3] if REHEARSAL else OFFSETS)
+@pytest.mark.parametrize("op", RUNS)
+def test_a_stream_numbered_on_the_device(op, offset):
+    """What a CUDA graph's replays draw anew from."""
+    with fused("perturb" if op == "perturb_noise" else op):
+        check_offset(RUNS[op], offset, DEVICE)
