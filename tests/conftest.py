@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Whether Triton interprets is settled when it is first imported, and smartcs imports it (tests/kernels).
-if not torch.cuda.is_available():
+# What tests/gpu runs on. Whether Triton interprets is settled when it is first imported, and smartcs imports it.
+if os.environ.setdefault("SMARTCS_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import error_budget
