@@ -45,10 +45,10 @@ def linear_bf16_fwd(
     low = x.to(torch.bfloat16)
     kept_x = low if keep_x and low is not x else none
     if bias is None and not gelu:
-        return _product(low, packed.t(), out_dtype), kept_x, none
+        return _product(low, packed.t(), out_dtype), kept_x, none.clone()
     product = _product(low, packed.t(), torch.float32)
     y = torch.empty_like(product, dtype=out_dtype)
-    z = torch.empty_like(product, dtype=torch.bfloat16) if gelu and keep_z else none
+    z = torch.empty_like(product, dtype=torch.bfloat16) if gelu and keep_z else none.clone()
     rows, columns = product.shape
     if product.numel() > 0:
         block_rows, block_columns = tile_of(columns, 1024)
@@ -63,7 +63,7 @@ def linear_bf16_fwd(
                 columns,
                 HAS_BIAS=bias is not None,
                 GELU=gelu,
-                KEEP=z is not none,
+                KEEP=gelu and keep_z,
                 ROWS=block_rows,
                 COLUMNS=block_columns,
                 num_warps=4,
@@ -95,14 +95,14 @@ def linear_bf16_bwd(
             check_typed(_BACKWARD, name, operand, torch.bfloat16, shape, grad_y, "grad_y")
     dz, sums = _rounded_gradient(grad_y, z, need_bias)
     none = grad_y.new_empty(0, dtype=torch.float32)
-    dx, dw = none.to(grad_x_dtype), none
+    dx, dw = none.to(grad_x_dtype, copy=True), none.clone()
     if need_x:
         assert packed_t is not None
         dx = _product(dz, packed_t, grad_x_dtype)
     if need_weight:
         assert x_low is not None
         dw = _product(dz.t(), x_low, torch.float32)
-    return dx, dw, sums if need_bias else none.clone()
+    return dx, dw, sums if need_bias else none
 
 
 def _rounded_gradient(grad_y: Tensor, z: Tensor | None, bias_grad: bool) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,8 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a b of bfloat16 matrices, summed in float32."""
     if not a.is_cuda:  # interpreted
         return (a.float() @ b.float()).to(dtype)
-    return torch.mm(a, b) if dtype == torch.bfloat16 else torch.mm(a, b, out_dtype=dtype)
+    # Into bfloat16, cuBLAS may also add parts of a sum in bfloat16.
+    return torch.mm(a, b, out_dtype=torch.float32).to(dtype)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -120,6 +120,9 @@ def no_gpu_kernel(op: str) -> str | None:
 
 def _find_on_gpu(op: str) -> torch.library.Library | str:
     """What keeps Triton kernels registered, "" for a compiled kernel, else why there is none."""
+    available, missing = extension_status()
+    if not available:
+        return missing
     if op in kernels.OPS:
         reason = kernels.unavailable_reason()
         if reason is not None:
