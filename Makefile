@@ -1,7 +1,7 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, install,
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-model, install,
 # install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure experiment install install-check cuda-build-check clean
+.PHONY: demo test check format bench measure experiment gpu-model install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -61,6 +61,11 @@ measure: $(STAMPS)/test
 experiment: $(STAMPS)/test
 	@test "$(DATA)" != sample || { echo "make experiment needs the course's files: make experiment DATA=DIR" >&2; exit 1; }
 	$(BIN)/python benchmarks/experiment.py --data "$(DATA)" --jobs $(CORES)
+	$(BIN)/python benchmarks/tables.py
+
+# What a step would take on a GPU, by its traffic and operations; needs none.
+gpu-model: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_model.py
 	$(BIN)/python benchmarks/tables.py
 
 check: $(STAMPS)/dev
