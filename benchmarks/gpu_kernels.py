@@ -19,7 +19,7 @@ ROWS_PER_PARTIAL = 8  # kernels/rows.py
 PIECE = 32  # kernels/row_sums.py
 WHOLE_KEYS = 64  # kernels/tiles.py: 16-bit keys that one block holds
 ADAMW_TENSORS = 480  # csrc/cuda/adamw.cuh
-# Kernels of torch 2.13 for small inputs, counted in its source, not seen on a GPU.
+# How many kernels torch's functions are on small inputs is assumed, here and in _SEVERAL and _index_put.
 SORT = 4  # values copied, places numbered, sorted in one block, places gathered
 # Of (tensors, chunks) one launch of torch's _foreach_ functions takes at most, by the number of lists.
 FOREACH_TENSORS, FOREACH_CHUNKS, FOREACH_CHUNK = (110, 64, 48, 36, 30), 320, 65536
