@@ -1,8 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-check, install,
-# install-check, cuda-build-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-check,
+# gpu-model, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure experiment gpu-check install install-check cuda-build-check clean
+.PHONY: demo test check format bench measure experiment gpu-check gpu-model install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -68,6 +68,11 @@ experiment: $(STAMPS)/test
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON))
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(filter-out 0,$(REHEARSE)),--rehearse) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+
+# What a step would take on a GPU, by its traffic and operations; needs none.
+gpu-model: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_model.py
+	$(BIN)/python benchmarks/tables.py
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .

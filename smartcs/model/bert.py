@@ -293,13 +293,16 @@ def _mean_tokens(x: Tensor, batch: PackedBatch) -> Tensor:
     lengths = batch.lengths.long()
     sentence = torch.arange(batch.batch_size, device=x.device)
     sentence = torch.repeat_interleave(sentence, lengths, output_size=batch.num_tokens)
-    if x.device.type == "cuda":
-        sums = sums_by_product(x, sentence, batch.batch_size)
-    else:
-        sums = x.new_zeros((batch.batch_size, x.shape[1])).index_add(0, sentence, x)
-    return sums / lengths.clamp(min=1).to(x.dtype)[:, None]
+    # index_add adds on a GPU in any order, a product in one.
+    sum_rows = _sum_by_product if x.device.type == "cuda" else _sum_by_index
+    return sum_rows(x, sentence, batch.batch_size) / lengths.clamp(min=1).to(x.dtype)[:, None]
 
 
-def sums_by_product(x: Tensor, sentence: Tensor, count: int) -> Tensor:
-    """(count, C): sums of the rows of x whose `sentence` is 0, 1 ..; for GPUs, where index_add adds in any order."""
-    return (sentence == torch.arange(count, device=x.device)[:, None]).to(x.dtype) @ x
+def _sum_by_index(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """(count, C): sums of the rows of x with the same index."""
+    return x.new_zeros((count, x.shape[1])).index_add(0, index, x)
+
+
+def _sum_by_product(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """The same."""
+    return (index == torch.arange(count, device=x.device)[:, None]).to(x.dtype) @ x
