@@ -130,7 +130,9 @@ def summary(report: dict[str, Any]) -> Iterable[str]:
     used = ", ".join(f"{kind} {share:.0%}" for kind, share in report["error_budget"].items())
     yield f"\nlargest share of the error budget used: {used or 'no test used it'}"
     counts = ", ".join(f"{count} {what}" for what, count in report["tests"].items() if count) or "no tests"
-    verdict = "every proof held" if report["passed"] else "NOT PROVEN"
+    left_out = ", ".join(stage["name"] for stage in report["stages"] if stage["status"] == "skipped")
+    held = f"every proof that ran held, but {left_out} did not run" if left_out else "every proof held"
+    verdict = held if report["passed"] else "NOT PROVEN"
     yield f"\n{verdict}: {counts}; {report['seconds']:.0f} s"
 
 

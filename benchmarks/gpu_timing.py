@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from results_io import Row, ratio_quantiles, row
@@ -41,8 +42,11 @@ def clock_of(device: str, flush: bool = False) -> Clock:
     return EventClock(flush) if device == "cuda" else seconds
 
 
-def captured(step: Step) -> Step:
-    """The step as one CUDA graph: what it takes where the host need not launch its kernels one by one.
+def captured(make: Callable[[], Step]) -> Step:
+    """A step as one CUDA graph: what it takes where the host need not launch its kernels one by one.
+
+    Args:
+        make: makes the step, on the stream that captures it: a backward pass runs where its forward pass ran.
 
     Raises:
         RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
@@ -50,13 +54,19 @@ def captured(step: Step) -> Step:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
+        step = make()
         for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step()
-    return graph.replay
+    return partial(_replay, graph, step)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, step: Step) -> None:
+    """`step` keeps alive what the graph reads."""
+    graph.replay()
 
 
 def time_in_turns(steps: Mapping[str, Step], clock: Clock, rounds: int, share: float) -> dict[str, list[float]]:
@@ -78,9 +88,9 @@ def prepare(
     steps = {}
     for name, make in makers.items():
         try:
-            step = make()
+            step = captured(make) if replay else make()
             step()
-            steps[name] = captured(step) if replay else step
+            steps[name] = step
         except Exception as error:  # whatever one candidate meets, the others are to be timed
             failed(name, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}")
     return steps

@@ -14,7 +14,7 @@ class Chip:
     """Milliseconds of work so far; events note them."""
 
     def __init__(self) -> None:
-        self.now, self.order, self.recording = 0.0, [], None
+        self.now, self.order, self.recording, self.stream = 0.0, [], None, "default"
 
     def work(self, milliseconds: float, name: str = "step") -> None:
         if self.recording is not None:
@@ -43,20 +43,23 @@ def chip(monkeypatch):
             found.work(sum(self), "replay")
 
     @contextmanager
-    def capture(graph):
+    def on(stream):
+        found.stream = stream.name
+        yield
+        found.stream = "default"
+
+    @contextmanager
+    def capture(graph, stream):
         found.recording = graph
         try:
-            yield
+            with on(stream):
+                yield
         finally:
             found.recording = None
 
-    @contextmanager
-    def on(stream):
-        yield
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream, side = (SimpleNamespace(name=name, wait_stream=lambda other: None) for name in ("default", "side"))
     stand_in = {
-        "Event": Event, "synchronize": lambda: None, "Stream": lambda: stream, "current_stream": lambda: stream,
+        "Event": Event, "synchronize": lambda: None, "Stream": lambda: side, "current_stream": lambda: stream,
         "stream": on, "CUDAGraph": Graph, "graph": capture,
     }  # fmt: skip
     for name, value in stand_in.items():
@@ -77,8 +80,14 @@ def test_emptying_the_cache_is_not_timed(chip, monkeypatch):
 
 
 def test_a_graph_holds_one_call(chip):
-    replay = captured(lambda: chip.work(3))
-    assert chip.order == ["step"] * gpu_timing.WARM_UP
+    streams = []
+
+    def make():
+        streams.append(chip.stream)
+        return lambda: (streams.append(chip.stream), chip.work(3))
+
+    replay = captured(make)
+    assert chip.order == ["step"] * gpu_timing.WARM_UP and set(streams) == {"side"}
     replay()
     assert chip.order[-1] == "replay" and chip.now == 3 * (gpu_timing.WARM_UP + 1)
 
