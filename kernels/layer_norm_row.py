@@ -134,9 +134,9 @@ def statistics(h, inside, columns, eps):
     mean = mean_of(h, columns)
     centred = tl.where(inside, h - mean[:, None], 0.0)
     variance = mean_of(centred * centred, columns) + eps
-    if h.dtype == tl.float64:
-        return mean, 1.0 / tl.sqrt(variance)
-    return mean, tl.div_rn(variance * 0 + 1.0, tl.sqrt_rn(variance))
+    # In one expression: Triton compiles what follows a return too, and these functions take no float64.
+    rstd = 1.0 / tl.sqrt(variance) if h.dtype == tl.float64 else tl.div_rn(variance * 0 + 1.0, tl.sqrt_rn(variance))
+    return mean, rstd
 
 
 @triton.jit
