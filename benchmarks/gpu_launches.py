@@ -38,6 +38,7 @@ def build(launch: Launch, cc: int) -> Build:
     fixed = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
     # Triton takes an integer that is 1 for a constant.
     fixed |= {n for n, value in values.items() if isinstance(value, int) and value == 1 and n not in free}
+    fixed |= {name for name, value in values.items() if value is None}
     signature = {name: _type(value, parameters[name]) for name, value in values.items() if name not in fixed}
     divisible = [n for n in signature if isinstance(values[n], int) and n not in free and values[n] % 16 == 0]
     name = f"{kernel.fn.__module__}:{kernel.fn.__name__}"

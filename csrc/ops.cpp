@@ -1,5 +1,8 @@
 // The schemas of every raw op: the one contract all backends implement. Autograd is added in smartcs/ops/<op>.py, which
 // also documents shapes and formulas; `_bwd` ops return empty tensors for gradients that were not asked for.
+//
+// stream_offset, one int64 on the tensors' device, is added to `stream` when the op runs, modulo 2^64: a captured CUDA
+// graph draws other numbers at every replay.
 #include <torch/library.h>
 
 #include <string>
@@ -11,22 +14,23 @@ TORCH_LIBRARY(smartcs, m) {
       "adamw_step(Tensor(a!)[] params, Tensor?[] grads, Tensor?[] grad_rows, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] anchors, Tensor(f!)[] packed, "
       "Tensor(g!)[] packed_t, Tensor(h!)[] row_flags, float[] lr, float[] beta1, "
-      "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight) -> Tensor norm");
+      "float[] beta2, float[] eps, float[] weight_decay, float? max_grad_norm, float anchor_weight, "
+      "Tensor? schedule=None) -> Tensor norm");
 
   m.def(
       "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
-      "SymInt seed, SymInt stream) -> (Tensor out, Tensor lse)");
+      "SymInt seed, SymInt stream, Tensor? stream_offset=None) -> (Tensor out, Tensor lse)");
   m.def(
       "attention_bwd(Tensor grad_out, Tensor qkv, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
-      "float scale, float dropout_p, SymInt seed, SymInt stream) -> Tensor grad_qkv");
+      "float scale, float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None) -> Tensor grad_qkv");
 
   m.def(
       "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, "
-      "float eps, float dropout_p, SymInt seed, SymInt stream)"
+      "float eps, float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
       " -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, "
-      "float dropout_p, SymInt seed, SymInt stream, bool parameter_grads)"
+      "float dropout_p, SymInt seed, SymInt stream, bool parameter_grads, Tensor? stream_offset=None)"
       " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_input_bias)");
 
   m.def("bias_gelu_fwd(Tensor x, Tensor? bias) -> Tensor y");
@@ -37,12 +41,14 @@ TORCH_LIBRARY(smartcs, m) {
   m.def(
       "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, "
       "Tensor token_type, Tensor position, Tensor weight, Tensor bias, Tensor? perturbation, float eps, "
-      "float dropout_p, SymInt seed, SymInt stream) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
+      "float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      " -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, "
       "Tensor h, Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, "
       "SymInt positions, float dropout_p, SymInt seed, SymInt stream, bool need_word, "
-      "bool need_token_type, bool need_position, bool parameter_grads, bool need_perturbation)"
+      "bool need_token_type, bool need_position, bool parameter_grads, bool need_perturbation, "
+      "Tensor? stream_offset=None)"
       " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias, "
       "Tensor grad_perturbation)");
 
@@ -69,7 +75,9 @@ TORCH_LIBRARY(smartcs, m) {
   m.def("bf16_products() -> str");
   m.def("set_bf16_products(str name) -> ()");
 
-  m.def("perturb_noise(Tensor like, float std, SymInt seed, SymInt stream) -> Tensor noise");
+  m.def(
+      "perturb_noise(Tensor like, float std, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      " -> Tensor noise");
   m.def(
       "perturb_step(Tensor v, Tensor g, Tensor? cu_seqlens, str update, str norm, float step_size, float radius, "
       "float norm_eps) -> (Tensor moved, Tensor statistics)");

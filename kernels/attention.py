@@ -27,7 +27,7 @@ Sources: Vaswani et al. 2017; Dao et al. 2022 (FlashAttention) and Dao 2023 (Fla
 with the maximum, Milakov and Gimelshein 2018.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -38,9 +38,10 @@ from smartcs.ops.backend import GPU_WIDTHS
 from smartcs.ops.checks import check_cu_seqlens, check_dropout, check_float
 from smartcs.ops.random import compute_dtype, drop_threshold
 
-from .philox import bits_in_order, column_at, positions
+from .layer_norm_row import Dropout
+from .philox import bits_in_order, column_at, numbered, positions
 from .rows import check_contiguous, check_operand, check_statistic, on_device_of
-from .tiles import as_scalar, dot, load, sentence, store
+from .tiles import as_scalar, blocks, dot, load, sentence, store
 
 _OP = "attention"
 MAX_HEAD_SIZE = GPU_WIDTHS[_OP]  # a tile holds all of it
@@ -91,6 +92,7 @@ def _forward(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
+    stream_offset,  # (1,) or None
     threshold: tl.int64,
     DROPOUT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -103,6 +105,8 @@ def _forward(
     if tl.program_id(2) * BLOCK_Q >= length:
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
+    if DROPOUT:
+        stream = numbered(stream, stream_offset)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
@@ -143,6 +147,7 @@ def _gradients_of_queries(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
+    stream_offset,  # (1,) or None
     threshold: tl.int64,
     DROPOUT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -155,6 +160,8 @@ def _gradients_of_queries(
     if tl.program_id(2) * BLOCK_Q >= length:
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
+    if DROPOUT:
+        stream = numbered(stream, stream_offset)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
     grad_out += (begin * heads + head) * HEAD_SIZE
@@ -203,6 +210,7 @@ def _gradients_of_keys(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
+    stream_offset,  # (1,) or None
     threshold: tl.int64,
     WHOLE: tl.constexpr,  # whether one block holds all keys of every sentence
     DROPOUT: tl.constexpr,
@@ -216,6 +224,8 @@ def _gradients_of_keys(
     if start >= positions(length):
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
+    if DROPOUT:
+        stream = numbered(stream, stream_offset)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     grad_out += (begin * heads + head) * HEAD_SIZE
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
@@ -249,33 +259,18 @@ def _gradients_of_keys(
     store(grad_qkv + 2 * width, dv * keep_scale, keys, 3 * width, length, HEAD_SIZE)
 
 
-class Blocks(NamedTuple):
-    """Queries and keys per block, and how a program runs on the chip."""
-
-    BLOCK_Q: int
-    BLOCK_K: int
-    num_warps: int
-    num_stages: int = 1
-
-
-# By bytes of an element and padded head size. What spills no registers on sm_80, sm_90 and sm_100, chosen by that and
-# for sentences, not timed on a GPU yet. IEEE float32 has no tensor cores: a thread holds its operands for all of D.
-_BLOCKS = {
-    2: {16: Blocks(16, 64, 4), 32: Blocks(16, 64, 4), 64: Blocks(32, 64, 4), 128: Blocks(16, 64, 8)},
-    4: {16: Blocks(16, 32, 4), 32: Blocks(32, 32, 4), 64: Blocks(32, 32, 8), 128: Blocks(16, 32, 8)},
-}
-
-
-def blocks(dtype: torch.dtype, block_d: int) -> Blocks:
-    """Nothing here depends on the batch, so that none compiles anew. float64 is for gradient checks."""
-    return _BLOCKS[min(dtype.itemsize, 4)][block_d]
-
-
 def attention_fwd(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, dropout_p: float, seed: int, stream: int
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    stream_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) and the log-sum-exp of the scaled scores (T, H)."""
-    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
+    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, stream_offset))
     out = torch.empty(launch.shape, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(launch.shape[:2], dtype=compute_dtype(qkv), device=qkv.device)
     launch(_forward, (out, lse, qkv), launch.query_blocks)
@@ -292,9 +287,10 @@ def attention_bwd(
     dropout_p: float,
     seed: int,
     stream: int,
+    stream_offset: Tensor | None = None,
 ) -> Tensor:
     """grad_qkv (T, 3, H, D)."""
-    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
+    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, stream_offset))
     check_operand(_OP, "grad_out", grad_out, launch.shape, qkv, "qkv")
     check_statistic(_OP, "lse", lse, launch.shape[:2], qkv, "qkv")
     grad_qkv = torch.empty_like(qkv)
@@ -313,9 +309,7 @@ class _Launch:
     So cu_seqlens is checked for its type alone, and the kernels stay within the tokens there are.
     """
 
-    def __init__(
-        self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, dropout_p: float, seed: int, stream: int
-    ) -> None:
+    def __init__(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, dropout: Dropout) -> None:
         check_float(_OP, "qkv", qkv)
         if qkv.dim() != 4 or qkv.shape[1] != 3 or qkv.shape[3] > MAX_HEAD_SIZE:
             wanted = f"(T, 3, H, D) with D of at most {MAX_HEAD_SIZE} on Triton"
@@ -325,7 +319,7 @@ class _Launch:
         self.qkv, self.batch, self.shape = qkv, cu_seqlens.numel() - 1, (tokens, self.heads, head_size)
         check_cu_seqlens(_OP, cu_seqlens, qkv, "qkv")
         check_contiguous(_OP, "cu_seqlens", cu_seqlens)
-        check_dropout(_OP, dropout_p, seed, stream)
+        check_dropout(_OP, *dropout, qkv)
         block_d = max(16, triton.next_power_of_2(head_size))
         tile = blocks(qkv.dtype, block_d)
         # A sentence is no longer than the batch; who passes more, for one grid that fits many batches, need not pay.
@@ -335,9 +329,9 @@ class _Launch:
         self.key_blocks = triton.cdiv(longest // 64 * 64 + min(longest % 64 * 4, 64), tile.BLOCK_K)
         # Smaller blocks hold whole sentences of up to 8 tokens: not worth a kernel.
         self.whole = self.key_blocks <= 1 and tile.BLOCK_K >= 64
-        keep_scale, threshold = 1 / (1 - dropout_p), drop_threshold(dropout_p)
-        self.arguments = (cu_seqlens, tokens, self.heads, scale, keep_scale, seed, stream, threshold)
-        self.constants = {"DROPOUT": dropout_p > 0, "HEAD_SIZE": head_size, "BLOCK_D": block_d, **tile._asdict()}
+        p, *name = dropout
+        self.arguments = (cu_seqlens, tokens, self.heads, scale, 1 / (1 - p), *name, drop_threshold(p))
+        self.constants = {"DROPOUT": p > 0, "HEAD_SIZE": head_size, "BLOCK_D": block_d, **tile._asdict()}
 
     def __call__(self, kernel: Any, tensors: tuple[Tensor, ...], blocks: int, **constants: Any) -> None:
         if self.qkv.numel() == 0 or self.batch == 0 or blocks <= 0:

@@ -17,7 +17,7 @@ from torch import Tensor
 from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import drop_threshold
 
-from .philox import random_words
+from .philox import numbered, random_words
 from .rows import (
     ROWS_PER_PARTIAL,
     check_operand,
@@ -43,9 +43,14 @@ def tile_of(columns: int, elements: int, per_thread: int) -> dict[str, int]:
     return {"ROWS": rows, "BLOCK": block, "num_warps": warps(rows * block, per_thread)}
 
 
-def dropout_arguments(p: float, seed: int, stream: int) -> tuple[int, int, int, float]:
-    """seed, stream, threshold and scale: bits below the threshold drop, the scale is for what stays."""
-    return seed, stream, drop_threshold(p), 1.0 / (1.0 - p)
+Dropout = tuple[float, int, int, Tensor | None]  # p, seed, stream and stream_offset
+
+
+def dropout_arguments(
+    p: float, seed: int, stream: int, stream_offset: Tensor | None
+) -> tuple[int, int, Tensor | None, int, float]:
+    """seed, stream, its offset, threshold and scale: bits below the threshold drop, the scale is for what stays."""
+    return seed, stream, stream_offset, drop_threshold(p), 1.0 / (1.0 - p)
 
 
 def gradients(
@@ -55,7 +60,7 @@ def gradients(
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor,
-    dropout: tuple[float, int, int],
+    dropout: Dropout,
     *,
     of_output: bool,
     sums: int,
@@ -63,7 +68,6 @@ def gradients(
     """dh, dx and sums over rows, from what a forward pass over h (N, C) saved.
 
     Args:
-        dropout: p, seed and stream.
         of_output: whether dropout is of y (embedding), not of the x that goes into h (add_layer_norm).
         sums: how many of dweight, dbias, and the sum of dx.
 
@@ -76,7 +80,7 @@ def gradients(
     check_operand(op, "weight", weight, (columns,), h, "h")
     for name, statistic in (("mean", mean), ("rstd", rstd)):
         check_statistic(op, name, statistic, h.shape[:1], h, "h")
-    check_dropout(op, *dropout)
+    check_dropout(op, *dropout, h)
     drops = dropout[0] > 0
     grad_h = torch.empty_like(h)
     grad_x = torch.empty_like(h) if drops and not of_output else h.new_empty(0)
@@ -168,6 +172,7 @@ def _backward_kernel(
     columns,
     seed: tl.int64,
     stream: tl.int64,
+    stream_offset_ptr,  # (1,) or None
     threshold: tl.int64,
     scale,
     DROPS_Y: tl.constexpr,
@@ -181,6 +186,8 @@ def _backward_kernel(
     group = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     in_row = column < columns
+    if DROPS_X or DROPS_Y:
+        stream = numbered(stream, stream_offset_ptr)
     weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
     sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
     sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)

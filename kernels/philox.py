@@ -32,6 +32,12 @@ def philox_4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
+def numbered(stream, offset_ptr):
+    """The number of a stream: with what is in device memory, if anything is."""
+    return stream if offset_ptr is None else stream + tl.load(offset_ptr)
+
+
+@triton.jit
 def random_words(row, counter, seed, stream):
     """The four words of `counter` of `row`, which are broadcast together; seed and stream are integers."""
     # Widened first: a shift by 32 of the 32-bit integer that a small seed arrives as is undefined.

@@ -3,6 +3,9 @@
 Programs of a grid (B, H, blocks) work on one sentence, one head and one block of tokens each.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
@@ -10,6 +13,28 @@ from . import interpreted
 
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
 _WIDEN = tl.constexpr(interpreted())
+
+
+class Blocks(NamedTuple):
+    """Queries and keys per block, and how a program runs on the chip."""
+
+    BLOCK_Q: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int = 1
+
+
+# By bytes of an element and padded head size. What spills no registers on sm_80, sm_90 and sm_100, chosen by that and
+# for sentences, not timed on a GPU yet. IEEE float32 has no tensor cores: a thread holds its operands for all of D.
+_BLOCKS = {
+    2: {16: Blocks(16, 64, 4), 32: Blocks(16, 64, 4), 64: Blocks(32, 64, 4), 128: Blocks(16, 64, 8)},
+    4: {16: Blocks(16, 32, 4), 32: Blocks(32, 32, 4), 64: Blocks(32, 32, 8), 128: Blocks(16, 32, 8)},
+}
+
+
+def blocks(dtype: torch.dtype, block_d: int) -> Blocks:
+    """Nothing here depends on the batch, so that none compiles anew. float64 is for gradient checks."""
+    return _BLOCKS[min(dtype.itemsize, 4)][block_d]
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from rich.console import Console
 from smartcs.ops.backend import set_backend
 from smartcs.ops.precision import Precision, arithmetic, precision
 from smartcs.training.commandline import UsageError, run_command
+from smartcs.training.config import Device
+from smartcs.training.device import choose_device
 from smartcs.training.evaluation import evaluate
 from smartcs.training.metrics import majority_figures
 from smartcs.training.saved_run import SavedRun
@@ -42,8 +44,10 @@ class EvaluateConfig:
     fused: bool = True
     """Run the compiled C++ ops, or with --no-fused their PyTorch reference."""
     precision: Precision = "fp32"
-    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32; without fast bf16 products in this
-    CPU it runs in fp32."""
+    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32; where it has no fast bf16
+    products it runs in fp32."""
+    device: Device = "auto"
+    """Where it runs: cpu, cuda (an NVIDIA GPU), or auto, a GPU where torch sees one."""
 
 
 def main() -> int:
@@ -51,10 +55,11 @@ def main() -> int:
     if config.batch_size < 1:
         raise UsageError(f"--batch-size is {config.batch_size}, expected at least 1")
     set_backend("fused" if config.fused else "reference")
-    chosen = arithmetic(config.precision)
+    device = choose_device(config.device)
+    chosen = arithmetic(config.precision, device.type)
     if chosen.reason:
         print(chosen.notice, file=sys.stderr)
-    run = SavedRun.load(config.run)
+    run = SavedRun.load(config.run, device)
     data = run.data(config.data, strict=config.strict_data)
     split = getattr(data, config.split)
     lacking = [task for task in data.train if task not in split or split[task].labels is None]

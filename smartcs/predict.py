@@ -15,6 +15,8 @@ from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import set_backend
 from smartcs.ops.precision import Precision, arithmetic, precision
 from smartcs.training.commandline import UsageError, run_command
+from smartcs.training.config import Device
+from smartcs.training.device import choose_device
 from smartcs.training.evaluation import evaluate
 from smartcs.training.predictions import file_name, write_predictions
 from smartcs.training.run_folder import PREDICTIONS
@@ -70,18 +72,21 @@ class PredictConfig:
     fused: bool = True
     """Run the compiled C++ ops, or with --no-fused their PyTorch reference."""
     precision: Precision = "fp32"
-    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32; without fast bf16 products in this
-    CPU it runs in fp32."""
+    """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32; where it has no fast bf16
+    products it runs in fp32."""
+    device: Device = "auto"
+    """Where it runs: cpu, cuda (an NVIDIA GPU), or auto, a GPU where torch sees one."""
 
 
 def main() -> int:
     config = tyro.cli(PredictConfig, prog="python -m smartcs.predict", description=_DESCRIPTION)
     _check(config)
     set_backend("fused" if config.fused else "reference")
-    chosen = arithmetic(config.precision)
+    device = choose_device(config.device)
+    chosen = arithmetic(config.precision, device.type)
     if chosen.reason:
         print(chosen.notice, file=sys.stderr)
-    run = SavedRun.load(config.run)
+    run = SavedRun.load(config.run, device)
     with precision(chosen.precision):
         if config.task is None:
             _predict_folder(config, run)

@@ -13,7 +13,7 @@ from smartcs.data.masking import MaskStrategy
 from smartcs.model.mlm import HeadStart
 from smartcs.ops.precision import Precision
 from smartcs.training.commandline import UsageError, run_command
-from smartcs.training.config import Pooling, TrainConfig, flat
+from smartcs.training.config import Device, Pooling, TrainConfig, flat
 from smartcs.training.memory import keep_freed_memory
 from smartcs.training.pretrain_run import SETTINGS, pretrain_run
 from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA
@@ -81,7 +81,9 @@ class _Flags:
     """Examples per batch when evaluating; changes speed only."""
     precision: Precision = "fp32"
     """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32, which all the rest stays.
-    Without fast bf16 products in this CPU it runs in fp32."""
+    Where it has no fast bf16 products it runs in fp32."""
+    device: Device = "auto"
+    """Where it runs: cpu, cuda (an NVIDIA GPU), or auto, a GPU where torch sees one."""
     pooling: Pooling = "auto"
     """What the checkpoint says shall stand for a sentence; "auto": what it said before."""
     max_length: int = 512

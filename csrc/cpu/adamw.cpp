@@ -157,20 +157,37 @@ Task task_of(const Lists& lists, size_t i, double anchor_weight) {
   return task;
 }
 
+struct Schedule {
+  double lr_factor, anchor_weight;
+};
+
+// What `schedule` holds, or without one the weight given.
+Schedule checked_schedule(const std::optional<at::Tensor>& schedule, double anchor_weight) {
+  Schedule found{1, anchor_weight};
+  if (schedule.has_value()) {
+    check_like(*schedule, at::kDouble, {2}, kOp, "schedule");
+    const double* numbers = schedule->const_data_ptr<double>();
+    found = {numbers[0], numbers[1]};
+  }
+  TORCH_CHECK_VALUE(found.anchor_weight >= 0 && found.anchor_weight <= 1, kOp, ": anchor_weight is ",
+                    found.anchor_weight, ", expected 0 <= anchor_weight <= 1");
+  return found;
+}
+
 at::Tensor adamw_step(at::TensorList params, const OptionalTensors& grads, const OptionalTensors& grad_rows,
                       at::TensorList exp_avgs, at::TensorList exp_avg_sqs, at::TensorList steps, at::TensorList anchors,
                       at::TensorList packed, at::TensorList packed_t, at::TensorList row_flags, Doubles lr,
                       Doubles beta1, Doubles beta2, Doubles eps, Doubles weight_decay,
-                      std::optional<double> max_grad_norm, double anchor_weight) {
+                      std::optional<double> max_grad_norm, double anchor_weight,
+                      const std::optional<at::Tensor>& schedule) {
   const Lists lists{params,   grads,     grad_rows, exp_avgs, exp_avg_sqs, steps, anchors,     packed,
                     packed_t, row_flags, lr,        beta1,    beta2,       eps,   weight_decay};
   check_lengths(lists);
-  TORCH_CHECK_VALUE(anchor_weight >= 0 && anchor_weight <= 1, kOp, ": anchor_weight is ", anchor_weight,
-                    ", expected 0 <= anchor_weight <= 1");
+  const Schedule now = checked_schedule(schedule, anchor_weight);
   TORCH_CHECK_VALUE(!max_grad_norm.has_value() || *max_grad_norm > 0, kOp, ": max_grad_norm is ",
                     max_grad_norm.value_or(0), ", expected a positive number");
   std::vector<Task> tasks;
-  for (size_t i = 0; i < params.size(); ++i) tasks.push_back(task_of(lists, i, anchor_weight));
+  for (size_t i = 0; i < params.size(); ++i) tasks.push_back(task_of(lists, i, now.anchor_weight));
   // Everything is checked. Gradients are read before anything is written.
   for (size_t i = 0; i < tasks.size(); ++i) {
     if (const auto rows = lists.rows(i); rows.has_value() && tasks[i].row_flags != nullptr) {
@@ -190,7 +207,8 @@ at::Tensor adamw_step(at::TensorList params, const OptionalTensors& grads, const
     if (tasks[i].tensor.anchor != nullptr) bump(anchors[i]);
     if (!std::optional<at::Tensor>(grads[i]).has_value()) continue;
     count_step(steps[i]);
-    set_scalars(tasks[i].tensor, steps_taken(steps[i]), lr[i], beta1[i], beta2[i], eps[i], weight_decay[i]);
+    const double rate = lr[i] * now.lr_factor;
+    set_scalars(tasks[i].tensor, steps_taken(steps[i]), rate, beta1[i], beta2[i], eps[i], weight_decay[i]);
     tasks[i].tensor.grad_scale = grad_scale;
     for (const at::Tensor& written : {steps[i], params[i], exp_avgs[i], exp_avg_sqs[i]}) bump(written);
   }

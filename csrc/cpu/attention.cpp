@@ -42,8 +42,8 @@ void run(Kernel kernel, const Args& args, int64_t scratch_bytes) {
 
 std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& qkv, const at::Tensor& cu_seqlens,
                                                  int64_t max_seqlen, double scale, double dropout_p, int64_t seed,
-                                                 int64_t stream) {
-  const Dropout dropout = make_dropout(dropout_p, seed, stream, "attention");
+                                                 int64_t stream, const std::optional<at::Tensor>& stream_offset) {
+  const Dropout dropout = make_dropout(dropout_p, seed, stream, stream_offset, "attention");
   AttentionForward args;
   args.shape = checked_shape(qkv, cu_seqlens, max_seqlen, scale, dropout);
   const Storage storage = storage_of(qkv, "attention");
@@ -59,8 +59,8 @@ std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& qkv, const at
 
 at::Tensor attention_bwd(const at::Tensor& grad_out, const at::Tensor& qkv, const at::Tensor& lse,
                          const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p, int64_t seed,
-                         int64_t stream) {
-  const Dropout dropout = make_dropout(dropout_p, seed, stream, "attention");
+                         int64_t stream, const std::optional<at::Tensor>& stream_offset) {
+  const Dropout dropout = make_dropout(dropout_p, seed, stream, stream_offset, "attention");
   AttentionBackward args;
   args.shape = checked_shape(qkv, cu_seqlens, max_seqlen, scale, dropout);
   const Storage storage = storage_of(qkv, "attention");

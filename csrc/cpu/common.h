@@ -84,7 +84,18 @@ inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
-inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const char* op) {
+// stream + *offset, modulo 2^64.
+inline uint64_t numbered(int64_t stream, const std::optional<at::Tensor>& offset, const char* op) {
+  uint64_t number = static_cast<uint64_t>(stream);
+  if (!offset.has_value()) return number;
+  TORCH_CHECK(offset->device().is_cpu() && offset->scalar_type() == at::kLong && offset->numel() == 1, op,
+              ": stream_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " on ", offset->device(),
+              ", expected one int64 on the CPU");
+  return number + static_cast<uint64_t>(*offset->const_data_ptr<int64_t>());
+}
+
+inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const std::optional<at::Tensor>& stream_offset,
+                            const char* op) {
   TORCH_CHECK(p >= 0 && p < 1, op, ": dropout_p is ", p, ", expected 0 <= dropout_p < 1");
   Dropout dropout;
   // At least 1, so that a tiny p is still dropout: active() and p > 0 must agree.
@@ -92,7 +103,7 @@ inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const char* 
   dropout.threshold = p > 0 ? static_cast<uint32_t>(threshold) : 0;
   dropout.keep_scale = 1.0 / (1.0 - p);
   dropout.seed = static_cast<uint64_t>(seed);
-  dropout.stream = static_cast<uint64_t>(stream);
+  dropout.stream = numbered(stream, stream_offset, op);
   return dropout;
 }
 

@@ -1,16 +1,18 @@
 // One AdamW step of all parameters and their anchors on the GPU. Formulas: smartcs/ops/adamw.py, in the order of
-// torch.optim.AdamW: scaled gradient, moments, decay, step; then anchor <- anchor + weight (theta - anchor) and the
-// bf16 copy of theta.
+// torch.optim.AdamW: scaled gradient, moments, decay, step; then anchor <- anchor + weight (theta - anchor).
 //
-// Three launches for any number of tensors:
+// Three kernels for any number of tensors:
 //   1. squares: a block per chunk of 16384 numbers sums their gradient's squares in float64;
 //   2. prepare: one block sums these in a fixed order (no atomics: the norm is the same in every run), writes the norm
 //      and the clip scale, counts the steps and works out each tensor's scalars;
 //   3. update: a block per chunk reads and writes every number once.
-// Whatever changes from step to step is read from device memory: step counts, the numbers of the groups (lr), the clip
-// scale and the anchor's weight. So the three launches can be captured in a CUDA graph once and replayed. If the norm
-// is not finite, launch 3 and the step counts do nothing.
+// The table of tensors and the groups' numbers travel as kernel parameters: nothing is sent from the host, and a
+// captured CUDA graph holds all that it needs. A kernel is launched again for what one table cannot hold. Whatever
+// changes from step to step is read from device memory: step counts, the schedule, the clip scale. If the norm is not
+// finite, update and the step counts do nothing.
 #pragma once
+
+#include <vector>
 
 #include "common.cuh"
 
@@ -19,6 +21,11 @@ namespace smartcs::cuda {
 // Of a parameter group.
 struct AdamWNumbers {
   double lr, beta1, beta2, eps, weight_decay;
+
+  bool operator==(const AdamWNumbers& other) const {
+    return lr == other.lr && beta1 == other.beta1 && beta2 == other.beta2 && eps == other.eps &&
+           weight_decay == other.weight_decay;
+  }
 };
 
 // One row of the table. float32 tensors, or float64 where `wide`.
@@ -27,19 +34,14 @@ struct AdamWTensor {
   const void* grad;            // read if there is a step count
   void *exp_avg, *exp_avg_sq;  // written, likewise
   void* anchor;                // or null
-  void* low;                   // bf16 copy of a float32 theta, written; or null
   void* step;                  // count of steps, float32 or, where `wide_step`, float64; null: no gradient, only the
                                // anchor moves
   int64_t size;
-  int32_t group;  // whose numbers
+  int32_t first_chunk;  // of its launch's chunks; set by launches_of, and so is
+  uint16_t group;       // whose numbers
   bool wide, wide_step;
 
   __host__ __device__ bool updated() const { return step != nullptr; }
-};
-
-// Numbers [index * kAdamWChunk, (index + 1) * kAdamWChunk) of a tensor, as far as there are.
-struct AdamWChunk {
-  int32_t tensor, index;
 };
 
 // Worked out once per step and tensor, in double, and rounded once.
@@ -49,32 +51,87 @@ struct AdamWScalars {
   double inverse_root;  // 1 / sqrt(1 - beta2^t)
 };
 
-// All pointers are to device memory.
+// What all launches share. All pointers are to device memory.
 struct AdamWStep {
-  int64_t tensor_count, chunk_count;
-  const AdamWTensor* tensors;   // (tensor_count)
-  const AdamWChunk* chunks;     // (chunk_count)
-  const AdamWNumbers* numbers;  // (groups)
-  const double* anchor_weight;  // (1)
-  bool measured;                // whether the gradients' norm is wanted
-  double max_grad_norm;         // infinite: only measured
-  double* partial_sums;         // (chunk_count), scratch
-  AdamWScalars* scalars;        // (tensor_count), scratch
-  double* clip;                 // (2), written: the norm before clipping, and the scale, NaN if nothing is to change
+  const double* schedule;  // (2): a factor of every lr, and the anchors' weight; or null: 1 and
+  double anchor_weight;
+  bool measured;         // whether the gradients' norm is wanted
+  double max_grad_norm;  // infinite: only measured
+  int64_t chunk_count;
+  double* partial_sums;   // (chunk_count), scratch
+  AdamWScalars* scalars;  // (tensor count), scratch
+  double* norm;           // (1), written if measured: before clipping
+  double* clip;           // (1), scratch: the scale, NaN if nothing is to change
 };
 
 constexpr int kAdamWThreads = 256;
 constexpr int64_t kAdamWChunk = 16384;
+constexpr int kAdamWTensors = 480, kAdamWGroups = 32;
+
+// What one launch takes of the tensors: its arguments.
+template <int kTensors, int kGroups>
+struct AdamWLaunch {
+  AdamWStep step;
+  int64_t first_chunk, first_tensor;  // among all launches'
+  int32_t chunk_count, tensor_count, group_count;
+  AdamWNumbers numbers[kGroups];
+  AdamWTensor tensors[kTensors];
+};
+static_assert(sizeof(AdamWLaunch<kAdamWTensors, kAdamWGroups>) <= 32764, "what CUDA 12.1 and later pass to a kernel");
+
+inline int64_t adamw_chunks(const AdamWTensor& tensor) {
+  return ceil_div(tensor.size, kAdamWChunk);
+}
+
+// The tensors, each with its numbers, in as many launches as it takes.
+template <int kTensors, int kGroups>
+std::vector<AdamWLaunch<kTensors, kGroups>> launches_of(const AdamWStep& step, const std::vector<AdamWTensor>& tensors,
+                                                        const std::vector<AdamWNumbers>& numbers) {
+  std::vector<AdamWLaunch<kTensors, kGroups>> launches;
+  int64_t chunks = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    int32_t group = 0;
+    const auto find_group = [&] {
+      const auto& last = launches.back();
+      for (group = 0; group < last.group_count && !(last.numbers[group] == numbers[i]);) ++group;
+      return group < kGroups;
+    };
+    const bool fits = !launches.empty() && launches.back().tensor_count < kTensors;
+    if (!fits || (tensors[i].updated() && !find_group())) {
+      launches.push_back({});
+      launches.back().step = step;
+      launches.back().first_chunk = chunks;
+      launches.back().first_tensor = static_cast<int64_t>(i);
+      group = 0;
+    }
+    auto& last = launches.back();
+    if (tensors[i].updated() && group == last.group_count) last.numbers[last.group_count++] = numbers[i];
+    AdamWTensor& row = last.tensors[last.tensor_count++] = tensors[i];
+    row.first_chunk = last.chunk_count;
+    row.group = static_cast<uint16_t>(group);
+    last.chunk_count += static_cast<int32_t>(adamw_chunks(row));
+    chunks += adamw_chunks(row);
+  }
+  return launches;
+}
 
 // This block's chunk.
 struct Span {
+  int32_t index;  // its tensor's in the table
   AdamWTensor tensor;
   int64_t begin, end;
 
-  __device__ explicit Span(const AdamWStep& args) {
-    const AdamWChunk chunk = args.chunks[blockIdx.x];
-    tensor = args.tensors[chunk.tensor];
-    begin = chunk.index * kAdamWChunk;
+  template <class Launch>
+  __device__ explicit Span(const Launch& args) {
+    // The last tensor that begins at this chunk or before: those without numbers begin where the next one does.
+    const int32_t chunk = static_cast<int32_t>(blockIdx.x);
+    index = 0;
+    for (int32_t beyond = args.tensor_count; beyond - index > 1;) {
+      const int32_t middle = (index + beyond) / 2;
+      (args.tensors[middle].first_chunk <= chunk ? index : beyond) = middle;
+    }
+    tensor = args.tensors[index];
+    begin = (chunk - tensor.first_chunk) * kAdamWChunk;
     end = begin + kAdamWChunk < tensor.size ? begin + kAdamWChunk : tensor.size;
   }
 };
@@ -91,13 +148,14 @@ __device__ __forceinline__ double squares(const Span& span) {
   return sum;
 }
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) adamw_squares_kernel(AdamWStep args) {
+template <int kTensors, int kGroups>
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_squares_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
   const Span span(args);
   double sum[1] = {0};
   if (span.tensor.updated()) sum[0] = span.tensor.wide ? squares<double>(span) : squares<float>(span);
-  over_block<kThreads, 1, 0>(sum);
-  if (threadIdx.x == 0) args.partial_sums[blockIdx.x] = sum[0];
+  over_block<kAdamWThreads, 1, 0>(sum);
+  if (threadIdx.x == 0) args.step.partial_sums[args.first_chunk + blockIdx.x] = sum[0];
 }
 
 __device__ __forceinline__ double counted(const AdamWTensor& tensor) {
@@ -105,26 +163,32 @@ __device__ __forceinline__ double counted(const AdamWTensor& tensor) {
   return *static_cast<float*>(tensor.step) += 1;
 }
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) adamw_prepare_kernel(AdamWStep args) {
+// Every launch sums the same numbers in the same order, and writes the same scale.
+template <int kTensors, int kGroups>
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_prepare_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
+  const AdamWStep& step = args.step;
   double scale = 1;
-  if (args.measured) {
+  if (step.measured) {
     double sum[1] = {0};
-    for (int64_t chunk = threadIdx.x; chunk < args.chunk_count; chunk += kThreads) sum[0] += args.partial_sums[chunk];
-    over_block<kThreads, 1, 0>(sum);
-    const double norm = sqrt(sum[0]), wanted = args.max_grad_norm / (norm + 1e-6);
+    for (int64_t chunk = threadIdx.x; chunk < step.chunk_count; chunk += kAdamWThreads) {
+      sum[0] += step.partial_sums[chunk];
+    }
+    over_block<kAdamWThreads, 1, 0>(sum);
+    const double norm = sqrt(sum[0]), wanted = step.max_grad_norm / (norm + 1e-6);
     scale = norm - norm != 0 ? NAN : wanted < 1 ? wanted : 1;
-    if (threadIdx.x == 0) args.clip[0] = norm;
+    if (threadIdx.x == 0) *step.norm = norm;
   }
-  if (threadIdx.x == 0) args.clip[1] = scale;
+  if (threadIdx.x == 0) *step.clip = scale;
   if (scale != scale) return;
-  for (int64_t i = threadIdx.x; i < args.tensor_count; i += kThreads) {
+  const double factor = step.schedule == nullptr ? 1 : step.schedule[0];
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < args.tensor_count; i += kAdamWThreads) {
     const AdamWTensor& tensor = args.tensors[i];
     if (!tensor.updated()) continue;
-    const AdamWNumbers numbers = args.numbers[tensor.group];
-    const double steps = counted(tensor);
-    args.scalars[i] = {1 - numbers.lr * numbers.weight_decay, numbers.lr / (1 - pow(numbers.beta1, steps)),
-                       1 / sqrt(1 - pow(numbers.beta2, steps))};
+    const AdamWNumbers& numbers = args.numbers[tensor.group];
+    const double steps = counted(tensor), lr = numbers.lr * factor;
+    step.scalars[args.first_tensor + i] = {1 - lr * numbers.weight_decay, lr / (1 - pow(numbers.beta1, steps)),
+                                           1 / sqrt(1 - pow(numbers.beta2, steps))};
   }
 }
 
@@ -135,16 +199,15 @@ __device__ __forceinline__ A followed(A a, A theta, A weight) {
 }
 
 template <class A>
-__device__ __forceinline__ void update(const AdamWStep& args, const Span& span, int32_t index) {
+__device__ __forceinline__ void update(const AdamWStep& step, const Span& span, const AdamWNumbers& numbers,
+                                       const AdamWScalars& scalars) {
   const AdamWTensor& tensor = span.tensor;
   const bool updated = tensor.updated();
-  const AdamWNumbers numbers = args.numbers[tensor.group];
-  const AdamWScalars scalars = updated ? args.scalars[index] : AdamWScalars{1, 0, 1};
-  const A grad_scale = static_cast<A>(args.clip[1]), decay = static_cast<A>(scalars.decay);
+  const A grad_scale = static_cast<A>(*step.clip), decay = static_cast<A>(scalars.decay);
   const A new1 = static_cast<A>(1 - numbers.beta1), old2 = static_cast<A>(numbers.beta2);
   const A new2 = static_cast<A>(1 - numbers.beta2), step_size = static_cast<A>(scalars.step_size);
   const A inverse_root = static_cast<A>(scalars.inverse_root), eps = static_cast<A>(numbers.eps);
-  const A weight = static_cast<A>(*args.anchor_weight);
+  const A weight = static_cast<A>(step.schedule == nullptr ? step.anchor_weight : step.schedule[1]);
   A *theta = static_cast<A*>(tensor.theta), *exp_avg = static_cast<A*>(tensor.exp_avg);
   A *exp_avg_sq = static_cast<A*>(tensor.exp_avg_sq), *anchor = static_cast<A*>(tensor.anchor);
   for (int64_t j = span.begin + threadIdx.x * kPack<A>; j < span.end; j += kAdamWThreads * kPack<A>) {
@@ -173,28 +236,40 @@ __device__ __forceinline__ void update(const AdamWStep& args, const Span& span, 
       for (int i = 0; i < kPack<A>; ++i) a[i] = followed(a[i], t[i], weight);
       store(anchor, j, span.end, a);
     }
-    if constexpr (sizeof(A) == sizeof(float)) {
-      if (tensor.low != nullptr) store(static_cast<bf16*>(tensor.low), j, span.end, t);
-    }
   }
 }
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) adamw_update_kernel(AdamWStep args) {
-  if (args.clip[1] != args.clip[1]) return;
+template <int kTensors, int kGroups>
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_update_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
+  const AdamWStep& step = args.step;
+  if (*step.clip != *step.clip) return;
   const Span span(args);
-  const int32_t index = args.chunks[blockIdx.x].tensor;
+  const AdamWNumbers& numbers = args.numbers[span.tensor.group];
+  const AdamWScalars scalars =
+      span.tensor.updated() ? step.scalars[args.first_tensor + span.index] : AdamWScalars{1, 0, 1};
   if (span.tensor.wide) {
-    update<double>(args, span, index);
+    update<double>(step, span, numbers, scalars);
   } else {
-    update<float>(args, span, index);
+    update<float>(step, span, numbers, scalars);
   }
 }
 
-inline void adamw_step(const AdamWStep& args, cudaStream_t stream) {
-  if (args.measured) launch(adamw_squares_kernel<kAdamWThreads>, args.chunk_count, kAdamWThreads, stream, args);
-  launch(adamw_prepare_kernel<kAdamWThreads>, 1, kAdamWThreads, stream, args);
-  launch(adamw_update_kernel<kAdamWThreads>, args.chunk_count, kAdamWThreads, stream, args);
+// numbers: one for every tensor.
+template <int kTensors = kAdamWTensors, int kGroups = kAdamWGroups>
+void adamw_step(const AdamWStep& step, const std::vector<AdamWTensor>& tensors,
+                const std::vector<AdamWNumbers>& numbers, cudaStream_t stream) {
+  const auto launches = launches_of<kTensors, kGroups>(step, tensors, numbers);
+  for (const auto& args : launches) {
+    if (!step.measured) break;
+    launch(adamw_squares_kernel<kTensors, kGroups>, args.chunk_count, kAdamWThreads, stream, args);
+  }
+  for (const auto& args : launches) {
+    launch(adamw_prepare_kernel<kTensors, kGroups>, 1, kAdamWThreads, stream, args);
+  }
+  for (const auto& args : launches) {
+    launch(adamw_update_kernel<kTensors, kGroups>, args.chunk_count, kAdamWThreads, stream, args);
+  }
 }
 
 }  // namespace smartcs::cuda

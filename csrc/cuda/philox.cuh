@@ -31,6 +31,11 @@ __device__ __forceinline__ Words philox(uint64_t seed, uint64_t stream, uint32_t
   return {{c0, c1, c2, c3}};
 }
 
+// stream + *offset, modulo 2^64: read by the kernel, so that a captured CUDA graph draws other numbers at every replay.
+__device__ __forceinline__ uint64_t numbered(uint64_t stream, const int64_t* offset) {
+  return offset == nullptr ? stream : stream + static_cast<uint64_t>(*offset);
+}
+
 // The column of word 0 of a counter; those of words 1 to 3 are 16, 32 and 48 further.
 __device__ __forceinline__ int64_t column_of(int64_t number) {
   return number / 16 * 64 + number % 16;

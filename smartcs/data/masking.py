@@ -40,6 +40,10 @@ class MaskedBatch(NamedTuple):
     positions: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device | str) -> MaskedBatch:
+        """The same on another device."""
+        return MaskedBatch(self.batch.to(device), self.positions.to(device), self.targets.to(device))
+
 
 class TokenMasker:
     """Chooses tokens of a batch and hides them; sequences alone or in pairs alike.

@@ -6,6 +6,7 @@ Row b owns the tokens ``cu_seqlens[b]`` up to ``cu_seqlens[b + 1]`` of every pac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 _TOKEN_FIELDS = ("input_ids", "token_type_ids", "position_ids")
+# Tokens below a number are rounded up to a multiple of another: at most an eighth more than there are, from 256 on.
+_FILLED_TO = ((256, 32), (1024, 64), (math.inf, 128))
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -28,6 +31,7 @@ class PackedBatch:
         position_ids: [T] int64, the index into the position embeddings.
         cu_seqlens: [B + 1] int32, where rows begin: first 0, last T, never decreasing.
         max_seqlen: no row is longer than this; the width of `to_padded`.
+        inert: how many rows at the end, 0 or 1, only fill the batch up, see `filled`.
 
     An empty batch (B = 0, T = 0) and rows without tokens are legal.
 
@@ -42,6 +46,7 @@ class PackedBatch:
     position_ids: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    inert: int = 0
 
     def __post_init__(self) -> None:
         for name in _TOKEN_FIELDS:
@@ -205,6 +210,26 @@ class PackedBatch:
             self.position_ids.to(device),
             self.cu_seqlens.to(device),
             self.max_seqlen,
+            self.inert,
+        )
+
+    def filled(self) -> PackedBatch:
+        """The batch with one more row, of zeros, and a larger `max_seqlen`: few shapes for many batches.
+
+        A GPU's kernels and launches depend on T and `max_seqlen`, so there they are rounded up. The inert row belongs
+        to no example: a model computes it and throws it away.
+        """
+        step = next(step for limit, step in _FILLED_TO if self.num_tokens < limit)
+        fill = -self.num_tokens % step
+        longest = max(self.max_seqlen, step)
+        zeros, end = self.input_ids.new_zeros(fill), self.cu_seqlens.new_full((1,), self.num_tokens + fill)
+        return PackedBatch(
+            torch.cat([self.input_ids, zeros]),
+            torch.cat([self.token_type_ids, zeros]),
+            torch.cat([self.position_ids, zeros]),
+            torch.cat([self.cu_seqlens, end]),
+            longest + -longest % 64,
+            inert=1,
         )
 
     def __repr__(self) -> str:

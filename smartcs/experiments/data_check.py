@@ -12,6 +12,7 @@ from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import arithmetic, precision
 from smartcs.training.config import TrainConfig
+from smartcs.training.device import choose_device
 from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.steps import NonFiniteLossError
@@ -66,9 +67,10 @@ def warm_up(config: TrainConfig, contents: Contents) -> int | None:
     Raises:
         DataError, ModelSourceError, CheckpointError: as the run itself would.
     """
-    chosen = arithmetic(config.precision).precision
+    device = choose_device(config.device)
+    chosen = arithmetic(config.precision, device.type).precision
     with backend("fused" if config.fused else "reference"), precision(chosen), stop_on_signals() as stop:
-        model = build_model(config)
+        model = build_model(config).to(device)
         encoded = _encode(config, model)
         _remember(config, encoded, contents)
         trainer = Trainer(config, model, encoded["train"])

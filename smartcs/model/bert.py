@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from smartcs import ops
 from smartcs.data.packing import PackedBatch
@@ -212,7 +213,7 @@ class BertModel(nn.Module):
                 `perturb_at` is unknown.
             IndexError: an id is not in the vocabulary.
         """
-        if batch.max_seqlen > self.config.max_position_embeddings:
+        if batch.max_seqlen > self.config.max_position_embeddings and not batch.inert:
             raise ValueError(
                 f"BertModel: the batch has a sentence of up to {batch.max_seqlen} tokens, "
                 f"this model has {self.config.max_position_embeddings} positions; truncate it"
@@ -270,7 +271,9 @@ class BertModel(nn.Module):
 
 def _dropout(p: float, key: DropoutKey | None, site: int) -> dict[str, Any]:
     """An op's dropout arguments at one place of the network; none without a key."""
-    return {} if key is None else {"dropout_p": p, "seed": key.seed, "stream": key.stream(site)}
+    if key is None:
+        return {}
+    return {"dropout_p": p, "seed": key.seed, "stream": key.stream(site), "stream_offset": key.stream_offset}
 
 
 def _first_tokens(x: Tensor, batch: PackedBatch) -> Tensor:
@@ -286,5 +289,8 @@ def _mean_tokens(x: Tensor, batch: PackedBatch) -> Tensor:
     lengths = batch.lengths.long()
     sentence = torch.arange(batch.batch_size, device=x.device)
     sentence = torch.repeat_interleave(sentence, lengths, output_size=batch.num_tokens)
-    sums = x.new_zeros((batch.batch_size, x.shape[1])).index_add(0, sentence, x)
+    if x.device.type == "cuda":  # index_add adds there in any order, a product in one
+        sums = functional.one_hot(sentence, batch.batch_size).to(x.dtype).t() @ x
+    else:
+        sums = x.new_zeros((batch.batch_size, x.shape[1])).index_add(0, sentence, x)
     return sums / lengths.clamp(min=1).to(x.dtype)[:, None]

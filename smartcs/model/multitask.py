@@ -115,6 +115,7 @@ class MultitaskBert(nn.Module):
         *,
         perturbation: Tensor | None = None,
         perturb_at: PerturbAt = "word_embeddings",
+        encoded: bool = False,
     ) -> Tensor:
         """The output of the task named "sst", "qqp" or "sts": one of the three below.
 
@@ -124,6 +125,7 @@ class MultitaskBert(nn.Module):
             dropout_key: See `BertModel.forward`.
             perturbation: (T, C), added to the input of the T tokens of `encoder_input(task, batch)`.
             perturb_at: See `BertModel.forward`.
+            encoded: Whether the batch is such an encoder input already.
         """
         outputs = {"sst": self._sentiment, "qqp": self._paraphrase, "sts": self._similarity}
         if task not in outputs:
@@ -131,10 +133,10 @@ class MultitaskBert(nn.Module):
         key = None
         if self.training:
             key = DropoutKey.draw() if dropout_key is None else dropout_key
-        pooled = self.bert(
-            self.encoder_input(task, batch), key, perturbation=perturbation, perturb_at=perturb_at
-        ).pooled
-        return outputs[task](pooled, key)
+        if not encoded:
+            batch = self.encoder_input(task, batch)
+        pooled = self.bert(batch, key, perturbation=perturbation, perturb_at=perturb_at).pooled
+        return outputs[task](pooled[: batch.batch_size - batch.inert], key)
 
     def sentiment_logits(self, batch: PackedBatch, dropout_key: DropoutKey | None = None) -> Tensor:
         """(B, 5) logits of the sentiment classes of B sentences."""
@@ -250,7 +252,8 @@ class MultitaskBert(nn.Module):
     def _dropout(self, x: Tensor, key: DropoutKey | None, site: int) -> Tensor:
         if key is None:
             return x
-        return dropout(x, self.head_config.dropout, seed=key.seed, stream=key.stream(_FIRST_SITE + site))
+        stream = key.stream(_FIRST_SITE + site)
+        return dropout(x, self.head_config.dropout, seed=key.seed, stream=stream, stream_offset=key.stream_offset)
 
     def _predict(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Tensor:
         with self._without_dropout():

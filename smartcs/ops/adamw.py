@@ -11,6 +11,9 @@ With g a parameter's gradient, t its count of steps including this one, all elem
 A parameter without gradient keeps its moments, count and values; its anchor moves. If the norm is not finite, nothing
 changes at all. The norm is summed in float64 over pieces of fixed size, so it too is the same for any thread count.
 
+A schedule, two numbers in device memory, holds what changes from step to step: a factor of every lr, and the anchor
+weight. A CUDA graph that has captured a step reads them anew at every replay.
+
 Sparse gradients mean what the dense ones with zeros in the other rows mean. A row that never had a gradient has zero
 moments and stays where it is, but for the decay: the fused op passes over it. ``row_flags`` say which rows those are,
 and for which rows the anchor equals the parameter, so that it need not move either. A row that once had a gradient is
@@ -30,7 +33,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from .backend import get_backend, use_fused
-from .checks import check_float, check_like
+from .checks import check_device, check_float, check_like, check_tensor
 
 HAS_MOMENTS, ANCHOR_DIFFERS = 1, 2  # the bits of a row's flag
 
@@ -56,9 +59,9 @@ class AdamWTensors(NamedTuple):
         exp_avg, exp_avg_sq, step: its state, written; may be None without gradient. step is 0-dim, float32 or float64.
         settings: the numbers of its group.
         anchor: like the parameter, written; or None.
-        packed, packed_t: the packed forms of the new values, see ``packed_weights``, written by the fused op; or None.
-            Only for parameters without sparse gradient. (The anchor's form is made when a product reads it: once in
-            three steps.)
+        packed, packed_t: the packed forms of the new values, see ``packed_weights``, written by the CPU's fused op; or
+            None. Only for parameters without sparse gradient. (The anchor's form is made when a product reads it: once
+            in three steps.)
         row_flags: (rows,) uint8, written; needed with a sparse gradient. HAS_MOMENTS must be set for every row whose
             moments are not 0, ANCHOR_DIFFERS for every row that does not equal its anchor, if there is one.
     """
@@ -76,14 +79,20 @@ class AdamWTensors(NamedTuple):
 
 
 def adamw(
-    tensors: Sequence[AdamWTensors], *, max_grad_norm: float | None = None, anchor_weight: float = 0.0
+    tensors: Sequence[AdamWTensors],
+    *,
+    max_grad_norm: float | None = None,
+    anchor_weight: float = 0.0,
+    schedule: Tensor | None = None,
 ) -> Tensor | None:
-    """Takes one step of all tensors; call it within ``torch.no_grad()``.
+    """Takes one step of all tensors; call it within ``torch.no_grad()``. On a GPU the fused op never waits for it.
 
     Args:
         tensors: one entry per parameter.
         max_grad_norm: the global norm to which the gradients are scaled down; math.inf only measures. None: no norm.
         anchor_weight: the share of the way that anchors move, in [0, 1]; 0 leaves them alone.
+        schedule: (2,), float64, on the parameters' device: a factor of every lr, and a weight that takes the place of
+            `anchor_weight`. A GPU does not check that weight.
 
     Returns:
         The norm before clipping, 0-dim float64; None without `max_grad_norm`. If it is not finite, nothing was changed.
@@ -93,14 +102,15 @@ def adamw(
         TypeError: a parameter is not floating-point, or a tensor has another dtype than its parameter.
         IndexError: a sparse gradient names a row that its parameter does not have.
     """
-    if not 0 <= anchor_weight <= 1:
-        raise ValueError(f"adamw: anchor_weight is {anchor_weight}, expected 0 <= anchor_weight <= 1")
+    _check_weight(anchor_weight)
     check_max_grad_norm("adamw", max_grad_norm)
+    if schedule is not None:
+        _check_schedule(schedule, tensors)
     for index, entry in enumerate(tensors):
         _check(index, entry)
     if fusable(tensors):
-        return _fused(tensors, max_grad_norm, anchor_weight)
-    return adamw_reference(tensors, max_grad_norm, anchor_weight)
+        return _fused(tensors, max_grad_norm, anchor_weight, schedule)
+    return adamw_reference(tensors, max_grad_norm, anchor_weight, schedule)
 
 
 def check_max_grad_norm(owner: str, value: float | None) -> None:
@@ -111,15 +121,37 @@ def check_max_grad_norm(owner: str, value: float | None) -> None:
 
 def fusable(tensors: Sequence[AdamWTensors]) -> bool:
     """Whether the fused op takes these."""
-    return (
-        len(tensors) > 0
-        and use_fused("adamw", tensors[0].parameter)
-        and all(
-            p.dtype in (torch.float32, torch.float64) and p.device.type == "cpu" and p.is_contiguous()
-            for p in (entry.parameter for entry in tensors)
+    if not tensors or not use_fused("adamw", tensors[0].parameter):
+        return False
+    device = tensors[0].parameter.device
+    return all(_fits(entry, device) for entry in tensors)
+
+
+def _fits(entry: AdamWTensors, device: torch.device) -> bool:
+    p, grad, step = entry.parameter, entry.grad, entry.step
+    fits = p.dtype in (torch.float32, torch.float64) and p.device == device and p.is_contiguous()
+    fits = fits and (entry.anchor is None or entry.anchor.is_contiguous())
+    if device.type == "cpu":
+        return fits
+    cpu_only = entry.packed, entry.packed_t, entry.row_flags
+    fits = fits and all(t is None for t in cpu_only) and (grad is None or not grad.is_sparse)
+    return fits and (step is None or step.device == device)
+
+
+def _check_weight(anchor_weight: float) -> None:
+    if not 0 <= anchor_weight <= 1:
+        raise ValueError(f"adamw: anchor_weight is {anchor_weight}, expected 0 <= anchor_weight <= 1")
+
+
+def _check_schedule(schedule: Tensor, tensors: Sequence[AdamWTensors]) -> None:
+    check_tensor("adamw", "schedule", schedule)
+    if schedule.dtype != torch.float64 or schedule.shape != (2,):
+        raise ValueError(
+            f"adamw: schedule is {schedule.dtype} of shape {tuple(schedule.shape)}, "
+            "expected torch.float64 of shape (2,)"
         )
-        and all(entry.anchor is None or entry.anchor.is_contiguous() for entry in tensors)
-    )
+    if tensors:
+        check_device("adamw", "schedule", schedule, tensors[0].parameter, "the parameters")
 
 
 def _check(index: int, entry: AdamWTensors) -> None:
@@ -154,7 +186,9 @@ def _check_sparse(index: int, entry: AdamWTensors, grad: Tensor) -> None:
         )
 
 
-def _fused(tensors: Sequence[AdamWTensors], max_grad_norm: float | None, anchor_weight: float) -> Tensor | None:
+def _fused(
+    tensors: Sequence[AdamWTensors], max_grad_norm: float | None, anchor_weight: float, schedule: Tensor | None
+) -> Tensor | None:
     parameters, grads, *state, settings, anchors, packed, packed_t, flags = zip(*tensors, strict=True)
     rows: list[Tensor | None] = []
     values: list[Tensor | None] = []
@@ -172,6 +206,7 @@ def _fused(tensors: Sequence[AdamWTensors], max_grad_norm: float | None, anchor_
         *zip(*settings, strict=True),
         max_grad_norm,
         anchor_weight,
+        None if schedule is None else schedule.contiguous(),
     )
     return None if max_grad_norm is None else norm
 
@@ -183,9 +218,19 @@ def _present(some: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def adamw_reference(
-    tensors: Sequence[AdamWTensors], max_grad_norm: float | None, anchor_weight: float
+    tensors: Sequence[AdamWTensors],
+    max_grad_norm: float | None,
+    anchor_weight: float,
+    schedule: Tensor | None = None,
 ) -> Tensor | None:
-    """The formulas by torch's own functions; sparse gradients are made dense, packed forms are left as they are."""
+    """The formulas by torch's own functions; sparse gradients are made dense, packed forms are left as they are.
+
+    Waits for the device: for the norm, and for the schedule.
+    """
+    if schedule is not None:
+        factor, anchor_weight = schedule.tolist()
+        _check_weight(anchor_weight)
+        tensors = [e._replace(settings=e.settings._replace(lr=e.settings.lr * factor)) for e in tensors]
     updated = [entry for entry in tensors if entry.grad is not None]
     grads = [
         entry.grad.to_dense() if entry.grad.is_sparse else entry.grad for entry in updated if entry.grad is not None
@@ -213,7 +258,7 @@ def adamw_reference(
             [],
             [entry.step for entry in entries],
             foreach=False,
-            fused=fused and device in ("cpu", "cuda"),
+            fused=fused and device in ("cpu", "cuda") and all(e.step.device == e.parameter.device for e in entries),
             amsgrad=False,
             maximize=False,
             **settings._asdict(),
@@ -247,5 +292,8 @@ def register_fakes() -> None:
     """Shapes and dtypes of the raw op's result, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::adamw_step")
-    def _(params, *rest):  # type: ignore[no-untyped-def]
-        return params[0].new_empty(() if rest[-2] is not None else (0,), dtype=torch.float64)
+    def _(  # type: ignore[no-untyped-def]
+        params, grads, grad_rows, exp_avgs, exp_avg_sqs, steps, anchors, packed, packed_t, row_flags, lr, beta1, beta2,
+        eps, weight_decay, max_grad_norm, anchor_weight, schedule=None,
+    ):  # fmt: skip
+        return params[0].new_empty(() if max_grad_norm is not None else (0,), dtype=torch.float64)

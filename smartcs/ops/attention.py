@@ -35,6 +35,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int = 0,
     stream: int = 0,
+    stream_offset: Tensor | None = None,
 ) -> Tensor:
     """Self-attention within each packed sequence.
 
@@ -46,7 +47,7 @@ def attention(
         max_seqlen: At least the length of the longest sequence.
         scale: Factor on the scores; default 1 / sqrt(D).
         dropout_p: Probability of dropping an attention weight, 0 <= dropout_p < 1.
-        seed, stream: Name the dropout mask, see ``smartcs.ops.random``.
+        seed, stream, stream_offset: Name the dropout mask, see ``smartcs.ops.random``.
 
     Returns:
         (T, H, D), dtype of qkv.
@@ -60,16 +61,23 @@ def attention(
         raise ValueError(f"attention: qkv has shape {tuple(qkv.shape)}, expected (T, 3, H, D) with H, D > 0")
     check_cu_seqlens("attention", cu_seqlens, qkv, "qkv")
     check_int("attention", "max_seqlen", max_seqlen)
-    check_dropout("attention", dropout_p, seed, stream)
+    check_dropout("attention", dropout_p, seed, stream, stream_offset, qkv)
     if scale is None:
         scale = 1.0 / math.sqrt(qkv.shape[-1])
     check_number("attention", "scale", scale)
     implementation = _Attention.apply if use_fused("attention", qkv) else attention_reference
-    return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
+    return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset)
 
 
 def attention_reference(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, dropout_p: float, seed: int, stream: int
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+    stream: int,
+    stream_offset: Tensor | None = None,
 ) -> Tensor:
     """The formulas in plain PyTorch, on a padded copy (B, H, S, ...) whose padding is masked."""
     tokens, _, heads, _ = qkv.shape
@@ -90,7 +98,13 @@ def attention_reference(
     if dropout_p > 0:
         rows = token[:, None, :] * heads + torch.arange(heads, device=qkv.device)[None, :, None]
         factors = random.keep_factors(
-            rows.reshape(-1), max_seqlen, dropout_p, seed=seed, stream=stream, dtype=weights.dtype
+            rows.reshape(-1),
+            max_seqlen,
+            dropout_p,
+            seed=seed,
+            stream=stream,
+            stream_offset=stream_offset,
+            dtype=weights.dtype,
         )
         weights = weights * factors.reshape(weights.shape)
     context = (weights @ v).transpose(1, 2).flatten(0, 1)
@@ -118,11 +132,14 @@ class _Attention(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         stream: int,
+        stream_offset: Tensor | None,
     ) -> Tensor:
         qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
-        out, lse = torch.ops.smartcs.attention_fwd(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream)
+        out, lse = torch.ops.smartcs.attention_fwd(
+            qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset
+        )
         ctx.save_for_backward(qkv, lse, cu_seqlens)
-        ctx.settings = (max_seqlen, scale, dropout_p, seed, stream)
+        ctx.settings = (max_seqlen, scale, dropout_p, seed, stream, stream_offset)
         return out
 
     @staticmethod
@@ -130,18 +147,18 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, lse, cu_seqlens = ctx.saved_tensors
         grad_qkv = torch.ops.smartcs.attention_bwd(grad_out.contiguous(), qkv, lse, cu_seqlens, *ctx.settings)
-        return grad_qkv, *(None,) * 6
+        return grad_qkv, *(None,) * 7
 
 
 def register_fakes() -> None:
     """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::attention_fwd")
-    def _(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream):  # type: ignore[no-untyped-def]
+    def _(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset=None):  # type: ignore[no-untyped-def]
         tokens, _, heads, head_size = qkv.shape
         out = qkv.new_empty((tokens, heads, head_size))
         return out, qkv.new_empty((tokens, heads), dtype=random.compute_dtype(qkv))
 
     @torch.library.register_fake("smartcs::attention_bwd")
-    def _(grad_out, qkv, lse, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream):  # type: ignore[no-untyped-def]
+    def _(grad_out, qkv, lse, *rest):  # type: ignore[no-untyped-def]
         return torch.empty_like(qkv)

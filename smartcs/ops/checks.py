@@ -85,17 +85,30 @@ def check_bounds(op: str, bounds: Sequence[int], tokens: int, like_name: str) ->
         raise ValueError(f"{op}: cu_seqlens ends at {bounds[-1]}, but {like_name} has {tokens} tokens")
 
 
-def check_dropout(op: str, p: float, seed: int, stream: int) -> None:
-    """Raises ValueError unless 0 <= p < 1 and seed and stream fit in 63 bits."""
+def check_dropout(
+    op: str, p: float, seed: int, stream: int, stream_offset: Tensor | None = None, like: Tensor | None = None
+) -> None:
+    """Raises unless 0 <= p < 1 and `check_stream` is content."""
     check_number(op, "dropout_p", p)
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
-    check_stream(op, seed, stream)
+    check_stream(op, seed, stream, stream_offset, like)
 
 
-def check_stream(op: str, seed: int, stream: int) -> None:
-    """Raises unless seed and stream are integers of at most 63 bits."""
+def check_stream(
+    op: str, seed: int, stream: int, stream_offset: Tensor | None = None, like: Tensor | None = None
+) -> None:
+    """Raises unless seed and stream have at most 63 bits and stream_offset is one int64 on the device of ``like``."""
     check_int(op, "seed", seed)
     check_int(op, "stream", stream)
     if not (0 <= seed < 2**63 and 0 <= stream < 2**63):
         raise ValueError(f"{op}: seed is {seed} and stream {stream}, expected both in [0, 2**63)")
+    if stream_offset is None:
+        return
+    check_tensor(op, "stream_offset", stream_offset)
+    if stream_offset.dtype != torch.int64 or stream_offset.numel() != 1:
+        raise ValueError(
+            f"{op}: stream_offset is {stream_offset.dtype} of shape {tuple(stream_offset.shape)}, expected one int64"
+        )
+    if like is not None and stream_offset.device != like.device:
+        raise ValueError(f"{op}: stream_offset is on {stream_offset.device}, expected {like.device}")

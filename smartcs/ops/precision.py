@@ -105,14 +105,18 @@ class Arithmetic(NamedTuple):
         return f"note: running in fp32, this machine has no fast bf16 products: {self.reason}"
 
 
-def arithmetic(wanted: Precision) -> Arithmetic:
-    """What to run with on the CPU where ``wanted`` is asked for, under the selected backend.
+def arithmetic(wanted: Precision, device: str = "cpu") -> Arithmetic:
+    """What to run with on a kind of device where ``wanted`` is asked for, under the selected backend.
 
     bf16 is there for speed, so it becomes fp32 where it would be slower. The reference backend, whose purpose is to
     show what is computed, rounds on any machine.
     """
     if get_backend() == "reference":
         return Arithmetic(wanted, "reference")
+    if device == "cuda":
+        if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return Arithmetic("fp32", "cuBLAS", f"{torch.cuda.get_device_name()} does not multiply bf16")
+        return Arithmetic(wanted, "cuBLAS")
     available, _ = extension_status()
     products = bf16_products()
     if wanted == "bf16" and has_bf16_products():

@@ -8,6 +8,9 @@ column ``64 b + 16 w + l`` (w < 4, l < 16) is word ``w`` of the Philox output fo
 
     counter = (16 b + l, row, low 32 bits of stream, high 32 bits),  key = (low 32 bits of seed, high 32 bits).
 
+A stream may be numbered in two parts, an integer and a ``stream_offset`` that an op reads on the device when it runs:
+one int64, added modulo 2**64. What is recorded once and run again, a CUDA graph, then draws other numbers each time.
+
 (The order suits vector units: 16 neighbouring counters give 64 neighbouring columns without a shuffle.)
 """
 
@@ -30,10 +33,12 @@ class DropoutKey:
     Args:
         seed: The run's seed, 0 <= seed < 2**63.
         step: Counts forward passes, 0 <= step < 2**47. Passes that should share their masks share the step.
+        stream_offset: Added to every stream, see the module: `offset_of(step)` with step 0 here is that step.
     """
 
     seed: int
     step: int
+    stream_offset: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -54,7 +59,12 @@ class DropoutKey:
                 f"DropoutKey.another: number is {number} at step {self.step}, expected 1 <= number < 2**7 and "
                 f"step < 2**{_STEPS.bit_length() - 1}"
             )
-        return DropoutKey(self.seed, self.step + number * _STEPS)
+        return DropoutKey(self.seed, self.step + number * _STEPS, self.stream_offset)
+
+    @staticmethod
+    def offset_of(step: int) -> int:
+        """What a `stream_offset` must hold so that a key of step 0 is one of this step."""
+        return step << _STREAM_BITS
 
     @staticmethod
     def draw() -> "DropoutKey":
@@ -80,7 +90,7 @@ def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int, int], rounds: int =
     return c0, c1, c2, c3
 
 
-def random_bits(rows: Tensor, columns: int, *, seed: int, stream: int) -> Tensor:
+def random_bits(rows: Tensor, columns: int, *, seed: int, stream: int, stream_offset: Tensor | None = None) -> Tensor:
     """32 random bits for each element of the given rows.
 
     Args:
@@ -92,12 +102,15 @@ def random_bits(rows: Tensor, columns: int, *, seed: int, stream: int) -> Tensor
     """
     blocks = (columns + 63) // 64
     counters = torch.arange(blocks * 16, dtype=torch.int64, device=rows.device)
+    number = torch.full_like(rows, stream)
+    if stream_offset is not None:
+        number = number + stream_offset
     words = philox_4x32(
         (
             counters.expand(rows.numel(), -1),
             rows.reshape(-1, 1),
-            torch.full_like(rows, stream & _MASK).reshape(-1, 1),
-            torch.full_like(rows, stream >> 32).reshape(-1, 1),
+            (number & _MASK).reshape(-1, 1),
+            ((number >> 32) & _MASK).reshape(-1, 1),
         ),
         (seed & _MASK, seed >> 32),
     )
@@ -110,20 +123,32 @@ def drop_threshold(p: float) -> int:
     return min(max(round(p * 2**32), 1), 2**32 - 1)
 
 
-def keep_factors(rows: Tensor, columns: int, p: float, *, seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+def keep_factors(
+    rows: Tensor,
+    columns: int,
+    p: float,
+    *,
+    seed: int,
+    stream: int,
+    stream_offset: Tensor | None = None,
+    dtype: torch.dtype,
+) -> Tensor:
     """Inverted dropout's factors: 1 / (1 - p) with probability 1 - p, else 0. Shape (N, columns), 0 < p < 1."""
-    kept = random_bits(rows, columns, seed=seed, stream=stream) >= drop_threshold(p)
+    kept = random_bits(rows, columns, seed=seed, stream=stream, stream_offset=stream_offset) >= drop_threshold(p)
     return kept.to(dtype) * (1.0 / (1.0 - p))
 
 
-def dropout(x: Tensor, p: float, *, seed: int, stream: int) -> Tensor:
+def dropout(x: Tensor, p: float, *, seed: int, stream: int, stream_offset: Tensor | None = None) -> Tensor:
     """Inverted dropout on x of shape (N, C), row n and column c keyed as above; x itself where p is 0."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}, expected 0 <= p < 1")
     if p == 0:
         return x
     rows = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
-    return x * keep_factors(rows, x.shape[1], p, seed=seed, stream=stream, dtype=compute_dtype(x)).to(x.dtype)
+    factors = keep_factors(
+        rows, x.shape[1], p, seed=seed, stream=stream, stream_offset=stream_offset, dtype=compute_dtype(x)
+    )
+    return x * factors.to(x.dtype)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -51,7 +51,7 @@ from .exact import check_resolution, exact_products, rounding
 from .gate import Gate, known_to_fail
 from .layout import Layout, Level
 from .leaves import frozen_leaves
-from .losses import PairLoss, Smoothness, check_option, smoothness_loss
+from .losses import PairLoss, Smoothness, check_option, scalar_loss, smoothness_loss
 from .running_means import RunningMeans
 
 InnerReduction = Literal["sum", "mean"]
@@ -188,7 +188,8 @@ class SmartRegularizer:
             TypeError: an argument or f's result is not a floating-point tensor, or dtypes differ.
         """
         layout = Layout.of("embeddings", embeddings, self.level, cu_seqlens, attention_mask)
-        return self._regularise(lambda v: forward(embeddings + v), layout, clean_output, noise, stream)
+        v = self._first(layout, noise, stream, None)
+        return self._regularise(lambda v: forward(embeddings + v), layout, clean_output, v, noise is None)
 
     def from_offsets(
         self,
@@ -200,17 +201,21 @@ class SmartRegularizer:
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stream: int | None = None,
+        stream_offset: Tensor | None = None,
+        num_tokens: Tensor | None = None,
     ) -> Tensor:
         """The same for a network that adds v itself: x + v never exists as a tensor of its own.
 
         Args:
             forward_offset: From v to f(x + v).
             like: Any tensor with the shape, dtype and device of x; its values are not read.
-
-        Everything else is as in calling the regulariser.
+            stream_offset: Added to `stream` on the device, see ``smartcs.ops.random``.
+            num_tokens: 0-dim integer on the device: rows of packed x from there on only fill up.
+            Everything else is as in calling the regulariser.
         """
-        layout = Layout.of("like", like, self.level, cu_seqlens, attention_mask)
-        return self._regularise(forward_offset, layout, clean_output, noise, stream)
+        layout = Layout.of("like", like, self.level, cu_seqlens, attention_mask, num_tokens)
+        v = self._first(layout, noise, stream, stream_offset)
+        return self._regularise(forward_offset, layout, clean_output, v, noise is None)
 
     def statistics(self) -> dict[str, float]:
         """Over all steps so far; waits for the device.
@@ -222,6 +227,10 @@ class SmartRegularizer:
         finite, means = self._means.means()
         return {"steps": self._means.steps, "fallbacks": self._means.steps - finite, **means}
 
+    def replayed(self) -> None:
+        """Counts a step that ran again as a CUDA graph; the graph itself counts what is on the device."""
+        self._means.steps += 1
+
     def state_dict(self) -> dict[str, float]:
         """Numbers that JSON holds, from which a resumed run continues: the statistics and the noise's counter."""
         return self._means.state_dict()
@@ -230,22 +239,20 @@ class SmartRegularizer:
         """Continues from a `state_dict`. Raises ValueError naming missing and unknown keys."""
         self._means.load_state_dict(state)
 
-    def _regularise(
-        self, forward: Forward, layout: Layout, clean: Tensor, noise: Tensor | None, stream: int | None
-    ) -> Tensor:
+    def _first(self, layout: Layout, noise: Tensor | None, stream: int | None, stream_offset: Tensor | None) -> Tensor:
+        """The v to begin with, (N, C)."""
+        if noise is None:
+            stream = self._means.steps if stream is None else stream
+            return layout.noise(self.noise_std, self.seed, stream, stream_offset)
+        check_like(_OWNER, "noise", noise, layout.shape, layout.like.reshape(layout.shape), "the embeddings")
+        return layout.rows(noise)
+
+    def _regularise(self, forward: Forward, layout: Layout, clean: Tensor, v: Tensor, drawn: bool) -> Tensor:
         check_float(_OWNER, "clean_output", clean)
         check_device(_OWNER, "clean_output", clean, layout.like, "the embeddings")
-        smallest = self._smallest(drawn=noise is None)
+        smallest = self._smallest(drawn)
         check_resolution(_OWNER, layout.like, "the embeddings round", *smallest)
-        if noise is None:
-            v = layout.noise(self.noise_std, self.seed, self._means.steps if stream is None else stream)
-        else:
-            like = layout.like.reshape(layout.shape)
-            check_like(_OWNER, "noise", noise, layout.shape, like, "the embeddings")
-            v = layout.rows(noise)
-
-        device = layout.like.device.type
-        spacing = rounding(device)  # of the products that the clean pass made
+        spacing = rounding(device := layout.like.device.type)  # of the products that the clean pass made
         with exact_products(device) if spacing else nullcontext():
             target = clean.detach()
             if spacing and self.steps:
@@ -262,8 +269,7 @@ class SmartRegularizer:
         with exact_products(device) if too_small else nullcontext():
             if too_small:
                 clean = forward(layout.zeros())
-            if self.detach_clean:
-                clean = clean.detach()
+            clean = clean.detach() if self.detach_clean else clean
             output, gate = forward(v), Gate()
         value = self._loss(self.loss, "mean", gate.passing(output), gate.passing(clean))
         finite = gate.finite = finite & torch.isfinite(value.detach())
@@ -318,11 +324,7 @@ class SmartRegularizer:
     def _loss(self, loss: Smoothness | PairLoss, reduction: InnerReduction, output: Tensor, target: Tensor) -> Tensor:
         check_tensor(_OWNER, "the result of forward", output)
         if callable(loss):
-            value = loss(output, target)
-            check_float(_OWNER, "the loss", value)
-            if value.numel() != 1:
-                raise ValueError(f"{_OWNER}: the loss has shape {tuple(value.shape)}, expected a scalar")
-            return value.reshape(())
+            return scalar_loss(_OWNER, loss, output, target)
         check_like(_OWNER, "the result of forward", output, target.shape, target, "clean_output")
         return smoothness_loss(output, target, loss, reduction=reduction, detach_targets=self.detach_targets)
 
@@ -344,7 +346,5 @@ class SmartRegularizer:
 
     def _smallest(self, drawn: bool) -> tuple[float, str]:
         """The smallest size that v is known to have on the way, and the setting that says so."""
-        return min(
-            (self.noise_std if drawn else math.inf, "noise_std"),
-            (self.radius if self.update == "projected" else math.inf, "radius"),
-        )
+        noise = (self.noise_std if drawn else math.inf, "noise_std")
+        return min(noise, (self.radius if self.update == "projected" else math.inf, "radius"))

@@ -153,13 +153,23 @@ class BregmanAnchor:
         Raises:
             ValueError: as `update`.
         """
+        weight = self.next_weight()
+        return (self.pairs(), weight) if weight else ({}, 0.0)
+
+    def next_weight(self) -> float:
+        """The second of `next_move`."""
         beta = self.beta(self._updates) if callable(self.beta) else self.beta
         _check_beta(beta)
-        if not self._moves():
-            return {}, 0.0
+        return 1 - beta if self._moves() else 0.0
+
+    def pairs(self) -> dict[Tensor, Tensor]:
+        """{the model's parameter: the anchor's}, for an optimizer that learns elsewhere how far the latter move.
+
+        Raises:
+            ValueError: the model has other parameters or buffers than when it was copied.
+        """
         self._follow()
-        parameters, _ = self._matched()
-        return ({}, 0.0) if beta == 1 else (parameters, 1 - beta)
+        return self._matched()[0]
 
     @torch.no_grad()
     def moved(self) -> None:
@@ -168,6 +178,10 @@ class BregmanAnchor:
             for source, target in self._matched()[1]:
                 target.copy_(source)
         self._updates += 1
+
+    def replayed(self) -> None:
+        """Counts a divergence that was computed again as a CUDA graph."""
+        self._means.steps += 1
 
     def statistics(self) -> dict[str, float]:
         """Waits for the device.

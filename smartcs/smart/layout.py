@@ -26,7 +26,7 @@ class Layout:
     Attributes:
         like: (N, C), has the dtype and device of the perturbation.
         shape: Of the embeddings, (T, C) or (B, S, C).
-        tokens: (N, 1) bool, False for padding; None where all rows are tokens.
+        tokens: (N, 1) bool, False for padding and inert rows; None where all rows are tokens.
         cu_seqlens: (B + 1,) int32, the rows of each sentence, where a sentence is a group; None where a row is.
         counted: (G,) bool, groups with a token; None where all have one.
     """
@@ -39,7 +39,13 @@ class Layout:
 
     @classmethod
     def of(
-        cls, name: str, like: Tensor, level: Level, cu_seqlens: Tensor | None, attention_mask: Tensor | None
+        cls,
+        name: str,
+        like: Tensor,
+        level: Level,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+        num_tokens: Tensor | None = None,
     ) -> "Layout":
         """The layout of embeddings ``like``, called ``name`` in messages. See `SmartRegularizer` for the arguments."""
         check_float(_OWNER, name, like)
@@ -48,7 +54,7 @@ class Layout:
                 f"{_OWNER}: {name} has shape {tuple(like.shape)}, expected packed (T, C) or padded (B, S, C) with C > 0"
             )
         if like.dim() == 2:
-            return cls._packed(name, like, level, cu_seqlens, attention_mask)
+            return cls._packed(name, like, level, cu_seqlens, attention_mask, num_tokens)
         if cu_seqlens is not None:
             raise ValueError(f"{_OWNER}: cu_seqlens is for packed (T, C), but {name} has shape {tuple(like.shape)}")
         batch, width = like.shape[:2]
@@ -71,22 +77,34 @@ class Layout:
 
     @classmethod
     def _packed(
-        cls, name: str, like: Tensor, level: Level, cu_seqlens: Tensor | None, attention_mask: Tensor | None
+        cls,
+        name: str,
+        like: Tensor,
+        level: Level,
+        cu_seqlens: Tensor | None,
+        attention_mask: Tensor | None,
+        num_tokens: Tensor | None,
     ) -> "Layout":
         if attention_mask is not None:
             raise ValueError(
                 f"{_OWNER}: attention_mask is for padded (B, S, C), but {name} has shape {tuple(like.shape)}"
             )
+        tokens = None
+        if num_tokens is not None:
+            tokens = (torch.arange(like.shape[0], device=like.device) < num_tokens).reshape(-1, 1)
         if level == "token":
-            return cls(like.detach(), like.shape, None, None, None)
+            return cls(like.detach(), like.shape, tokens, None, None if tokens is None else tokens[:, 0])
         if cu_seqlens is None:
             raise ValueError(f'{_OWNER}: level="sentence" on packed {name} needs cu_seqlens')
         check_cu_seqlens(_OWNER, cu_seqlens, like, name)
-        return cls(like.detach(), like.shape, None, cu_seqlens, cu_seqlens.diff() > 0)
+        counted = cu_seqlens.diff() > 0
+        if num_tokens is not None:
+            counted = counted & (cu_seqlens[:-1] < num_tokens)
+        return cls(like.detach(), like.shape, tokens, cu_seqlens, counted)
 
-    def noise(self, std: float, seed: int, stream: int) -> Tensor:
+    def noise(self, std: float, seed: int, stream: int, stream_offset: Tensor | None) -> Tensor:
         """(N, C): normal noise on the tokens, 0 on padding."""
-        drawn = ops.perturb_noise(self.like, std=std, seed=seed, stream=stream)
+        drawn = ops.perturb_noise(self.like, std=std, seed=seed, stream=stream, stream_offset=stream_offset)
         if self.tokens is None:
             return drawn
         # Numbered without a wait for the device, which counting the tokens would need.

@@ -55,6 +55,15 @@ def smoothness_loss(
     return losses.sum() if reduction == "sum" else losses.sum() / max(losses.numel(), 1)
 
 
+def scalar_loss(owner: str, loss: PairLoss, output: Tensor, target: Tensor) -> Tensor:
+    """A callable's loss, 0-dim. Raises TypeError or ValueError unless it is one number."""
+    value = loss(output, target)
+    check_float(owner, "the loss", value)
+    if value.numel() != 1:
+        raise ValueError(f"{owner}: the loss has shape {tuple(value.shape)}, expected a scalar")
+    return value.reshape(())
+
+
 def check_option(owner: str, name: str, got: object, known: object) -> None:
     """Raises ValueError unless ``got`` is one of the strings of the Literal ``known``."""
     if got not in get_args(known):

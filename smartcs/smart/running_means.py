@@ -27,7 +27,7 @@ class RunningMeans:
         row = torch.stack([counts, *(value.detach() for value in values)]).to(torch.float64)
         if self._sums.device != row.device:
             self._sums = self._sums.to(row.device)
-        self._sums = self._sums + torch.where(counts, row, torch.zeros_like(row))
+        self._sums += torch.where(counts, row, torch.zeros_like(row))
         self.steps += 1
 
     def means(self) -> tuple[int, dict[str, float]]:

@@ -27,6 +27,8 @@ _SHORTEST = 5  # [CLS] a [SEP] b [SEP], the least that `encode` cuts to
 
 Pooling = Literal["auto", "pooler", "cls", "mean"]
 SstHead = Literal["relu_hidden", "relu_logits"]
+Device = Literal["auto", "cpu", "cuda"]
+CudaGraphs = Literal["auto", "on", "off"]
 Sampler = Literal["round_robin", "annealed_deterministic", "annealed"]
 
 
@@ -171,7 +173,12 @@ class TrainConfig:
     """Examples per batch when evaluating; changes speed only."""
     precision: Precision = "fp32"
     """Of matrix products. bf16: of numbers rounded to bfloat16, summed in float32, which all the rest stays: weights,
-    sums, optimizer, and SMART's search for a perturbation. Without fast bf16 products in this CPU it runs in fp32."""
+    sums, optimizer, and SMART's search for a perturbation. Where it has no fast bf16 products it runs in fp32."""
+    device: Device = "auto"
+    """Where it runs: cpu, cuda (an NVIDIA GPU), or auto, a GPU where torch sees one."""
+    cuda_graphs: CudaGraphs = "auto"
+    """Record each task's whole optimizer step, per shape of its batches, and replay it on the GPU in one launch. auto:
+    where every op has a GPU kernel; "on" makes anything else an error. The numbers are those without."""
     pooling: Pooling = "auto"
     """What stands for a sentence; "auto" follows the checkpoint."""
     sst_head: SstHead = "relu_hidden"
@@ -222,6 +229,8 @@ class TrainConfig:
             check.number("encoder_dropout", below=1)
         for name, choices in (
             ("precision", Precision),
+            ("device", Device),
+            ("cuda_graphs", CudaGraphs),
             ("pooling", Pooling),
             ("sst_head", SstHead),
             ("cosine", Cosine),

@@ -44,14 +44,14 @@ def evaluate(
     """Evaluates without dropout; the model's mode is as before afterwards.
 
     Args:
-        model: on the CPU.
+        model: on any device.
         split: the tasks to evaluate; those without labels get predictions only.
         batch_size: examples per batch, changes speed only.
         progress: called after every batch with the number of examples done and in all; it may raise to stop.
     """
     total, done = sum(len(task) for task in split.values()), 0
     result = Evaluation({}, {}, {}, {name: len(task) for name, task in split.items()})
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         for name, encoded in split.items():
@@ -61,7 +61,7 @@ def evaluate(
             for begin in range(0, len(order), batch_size):
                 rows = order[begin : begin + batch_size]
                 with torch.inference_mode():
-                    outputs.append(model(name, encoded.batch(rows)[0]))
+                    outputs.append(model(name, encoded.batch(rows)[0].to(device)).cpu())
                 done += len(rows)
                 if progress is not None:
                     progress(done, total)

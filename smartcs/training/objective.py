@@ -16,6 +16,7 @@ from smartcs.data.packing import PackedBatch
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.random import DropoutKey
 from smartcs.smart import BetaSchedule, BregmanAnchor, SmartRegularizer, Smoothness, WeightSchedule
+from smartcs.smart.gate import known_to_fail
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.metrics import task_loss
@@ -73,19 +74,26 @@ class Objective:
 
     def __call__(self, task: str, batch: PackedBatch, labels: Tensor, step: int) -> Loss:
         """The loss of a batch at optimizer step `step`, counted from 0, which names all its random numbers."""
-        key = DropoutKey(self.config.seed, step)
-        output = self.model(task, batch, key)
+        encoded = self.model.encoder_input(task, batch)
+        return self.terms(task, encoded, labels, DropoutKey(self.config.seed, step), self.weight(step))
+
+    def terms(self, task: str, encoded: PackedBatch, labels: Tensor, key: DropoutKey, weight: float | Tensor) -> Loss:
+        """The same from what the model's encoder reads of the batch, the key of the step, and its lambda.
+
+        Nothing here waits for a GPU. There a SMART step that was not finite shows as zeros; on the CPU it has no terms.
+        """
+        output = self.model(task, encoded, key, encoded=True)
         loss = task_loss(task, output, labels)
         terms = Loss(loss, loss)
         if task in self.regularizers:
-            value = self._smart(task, batch, output, key)
+            value = self._smart(task, encoded, output, key)
             last = self.regularizers[task].last
             assert last is not None
-            terms = terms._replace(total=terms.total + self.weight(step) * value)
-            if last.finite:  # else it is counted as a fallback and adds nothing
+            terms = terms._replace(total=terms.total + weight * value)
+            if not known_to_fail(last.finite):  # else it is counted as a fallback and adds nothing
                 terms = terms._replace(smart=last.value, alignment=last.alignment, perturbation=last.perturbation)
         if self.anchor is not None and task in self.config.bregman_tasks:
-            divergence = self.anchor.divergence(output, task, batch, loss=SMOOTHNESS[task])
+            divergence = self.anchor.divergence(output, task, encoded, loss=SMOOTHNESS[task], encoded=True)
             terms = terms._replace(
                 total=terms.total + self.config.bregman.weight * divergence, bregman=divergence.detach()
             )
@@ -101,6 +109,13 @@ class Objective:
             return self.anchor
         return None
 
+    def replayed(self, task: str) -> None:
+        """Counts, of a step on a batch of `task` that ran again as a CUDA graph, what is counted on the host."""
+        if task in self.regularizers:
+            self.regularizers[task].replayed()
+        if self.anchor is not None and task in self.config.bregman_tasks:
+            self.anchor.replayed()
+
     def metrics(self) -> dict[str, Any]:
         """`smart`: per task steps, fallbacks and means; `bregman`: steps and mean divergence; None where not used."""
         return {
@@ -108,8 +123,8 @@ class Objective:
             "bregman": None if self.anchor is None else self.anchor.statistics(),
         }
 
-    def _smart(self, task: str, batch: PackedBatch, output: Tensor, key: DropoutKey) -> Tensor:
-        smart, encoded = self.config.smart, self.model.encoder_input(task, batch)
+    def _smart(self, task: str, encoded: PackedBatch, output: Tensor, key: DropoutKey) -> Tensor:
+        smart = self.config.smart
         word = self.model.bert.embeddings.word.weight
         passes = 0
 
@@ -117,7 +132,7 @@ class Objective:
             nonlocal passes
             passes += 1
             masks = key if smart.share_dropout else key.another(passes)
-            return self.model(task, batch, masks, perturbation=offset, perturb_at=smart.perturb_at)
+            return self.model(task, encoded, masks, perturbation=offset, perturb_at=smart.perturb_at, encoded=True)
 
         value: Tensor = self.regularizers[task].from_offsets(
             forward,
@@ -125,5 +140,7 @@ class Objective:
             output,
             cu_seqlens=encoded.cu_seqlens,
             stream=key.stream(_NOISE_SITE),
+            stream_offset=key.stream_offset,
+            num_tokens=encoded.cu_seqlens[-2] if encoded.inert else None,
         )
         return value

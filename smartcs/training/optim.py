@@ -29,9 +29,12 @@ _STILL = AdamWSettings(0.0, 0.0, 0.0, 0.0, 0.0)  # for what only has an anchor
 class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov & Hutter 2019, bias-corrected), in one pass over memory on the fused backend.
 
-    With the fused backend selected, a step on the CPU is one call of `smartcs.ops.adamw` for the whole model, which
-    also clips the gradients, moves an anchor and writes the packed weights of bf16 products. Otherwise torch's
-    functions do the same. The state dict is torch's either way, and one loads into the other.
+    With the fused backend selected, a step is one call of `smartcs.ops.adamw` for the whole model, which also clips the
+    gradients, moves an anchor and, on the CPU, writes the packed weights of bf16 products. Otherwise torch's functions
+    do the same. The state dict is torch's either way, and one loads into the other.
+
+    Given a `schedule`, the fused step on a GPU never waits for it and can be captured in a CUDA graph: change what the
+    schedule holds between replays. Sparse gradients are torch's there.
 
     Sparse gradients (`nn.Embedding.sparse`) give the values that dense ones give. Rows that never had one cost nothing;
     they are found by comparing, once and again after the table, its state or its anchor has been written by somebody
@@ -47,7 +50,8 @@ class AdamW(torch.optim.AdamW):
 
     Attributes:
         grad_norm: the norm before clipping at the last step, 0-dim float64; None without `max_grad_norm`. If it is not
-            finite, that step changed nothing: neither weights nor state nor the anchor.
+            finite, that step changed nothing: neither weights nor state nor the anchor. Fused on a GPU, where the host
+            does not know that norm, the anchor still counts the step, and copies buffers that are due.
         written_packed: the parameters whose packed forms the last step wrote, see `smartcs.ops.packed_weights`.
 
     Raises:
@@ -99,37 +103,52 @@ class AdamW(torch.optim.AdamW):
         groups = [{**group, **own} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
-    def step(self, closure: Callable[[], Any] | None = None, *, anchor: BregmanAnchor | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        anchor: BregmanAnchor | None = None,
+        schedule: Tensor | None = None,
+    ) -> Any:
         """One step on the present gradients.
 
         Args:
             closure: Computes the loss and its gradients anew.
             anchor: Moves in the same pass, instead of by its own `update`.
+            schedule: (2,), float64, on the parameters' device: a factor of every group's lr, and the share of the way
+                that the anchor moves in this step, see `BregmanAnchor.next_weight`. The host then knows nothing of the
+                step's outcome: `BregmanAnchor.moved` is the caller's to call.
 
         Returns:
             What the closure returned.
 
         Raises:
             ValueError: the anchor does not fit its model, see `BregmanAnchor.update`; or a gradient is sparse in other
-                ways than `nn.Embedding`'s.
+                ways than `nn.Embedding`'s; or the schedule is not as described.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            self._step(anchor)
+            self._step(anchor, schedule)
         return loss
 
-    def _step(self, anchor: BregmanAnchor | None) -> None:
+    def _step(self, anchor: BregmanAnchor | None, schedule: Tensor | None) -> None:
         self.written_packed = set()
         self._check_sparse()
-        anchors, weight = ({}, 0.0) if anchor is None else anchor.next_move()
+        anchors: dict[Tensor, Tensor] = {}
+        weight = 0.0
+        if anchor is not None:
+            anchors, weight = anchor.next_move() if schedule is None else (anchor.pairs(), 0.0)
         tensors = self._tensors(anchors)
         fused = fusable(tensors)
         tensors = [self._with_copies(entry, fused) for entry in tensors]
-        self.grad_norm = adamw(tensors, max_grad_norm=self.max_grad_norm, anchor_weight=weight)
-        if self.grad_norm is not None and not torch.isfinite(self.grad_norm):
+        self.grad_norm = adamw(tensors, max_grad_norm=self.max_grad_norm, anchor_weight=weight, schedule=schedule)
+        if schedule is not None:
+            return
+        waits = not fused or tensors[0].parameter.device.type == "cpu"
+        if waits and self.grad_norm is not None and not torch.isfinite(self.grad_norm):
             return
         for entry in tensors:
             if entry.packed is not None:
@@ -182,10 +201,10 @@ class AdamW(torch.optim.AdamW):
         if entry.grad is not None and entry.grad.is_sparse:
             return entry._replace(row_flags=self._rows.setdefault(parameter, _TableRows(parameter)).flags(entry))
         if parameter in self._rows:
-            if entry.grad is None:
+            if entry.grad is None and parameter.device.type == "cpu":
                 return entry._replace(row_flags=self._rows[parameter].flags(entry))
-            del self._rows[parameter]  # every row has a gradient now
-        if not fused or parameter.dim() != 2 or parameter.dtype != torch.float32:
+            del self._rows[parameter]  # every row has a gradient now, or nothing reads the flags
+        if not fused or parameter.device.type != "cpu" or parameter.dim() != 2 or parameter.dtype != torch.float32:
             return entry
         own = packed_weights.buffers(parameter) if entry.grad is not None else None
         return entry if own is None else entry._replace(packed=own[0], packed_t=own[1])
@@ -195,7 +214,7 @@ class _TableRows:
     """The row flags of one table, see `AdamWTensors`, kept for as long as nobody else writes."""
 
     def __init__(self, table: Tensor) -> None:
-        self._flags = torch.zeros(len(table), dtype=torch.uint8)
+        self._flags = torch.zeros(len(table), dtype=torch.uint8, device=table.device)
         self._table: Seen | None = None
         self._moments: tuple[Seen, Seen] | None = None
         self._anchor: Seen | None = None

@@ -23,6 +23,8 @@ _NOT_THE_METHODS = (
     "eval_batch_size",
     "report",
     "tensorboard",
+    "device",
+    "cuda_graphs",
 )
 
 _CHANGED = "other than the recipe's settings (in brackets)"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from smartcs import info
@@ -16,6 +17,7 @@ from smartcs.data.examples import DataFolder
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.training.config import TrainConfig, flat
+from smartcs.training.device import choose_device
 from smartcs.training.interrupt import StopRequest, stop_on_signals
 from smartcs.training.plan import SMALL_MODEL_NOTICE
 from smartcs.training.pretraining import Pretrainer, pretrain
@@ -29,7 +31,7 @@ from smartcs.training.steps import NonFiniteLossError
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (
     *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts"),
-    *("eval_batch_size", "precision", "pooling", "max_length", "strict_data", "report"),
+    *("eval_batch_size", "precision", "device", "pooling", "max_length", "strict_data", "report"),
 )
 
 
@@ -53,9 +55,10 @@ def pretrain_run(config: TrainConfig, console: Console | None = None) -> RunResu
             folder.
     """
     with backend("fused" if config.fused else "reference"):
-        chosen = arithmetic(config.precision)
+        device = choose_device(config.device)
+        chosen = arithmetic(config.precision, device.type)
         with precision(chosen.precision):
-            return _PretrainRun(config, Console() if console is None else console, chosen).execute()
+            return _PretrainRun(config, Console() if console is None else console, chosen, device).execute()
 
 
 @dataclass
@@ -65,6 +68,7 @@ class _PretrainRun:
     config: TrainConfig
     console: Console
     arithmetic: Arithmetic
+    device: torch.device
     begin: float = field(default_factory=perf_counter)
 
     def execute(self) -> RunResult:
@@ -74,7 +78,7 @@ class _PretrainRun:
             self._say(self.arithmetic.notice)
         self.data = load_data(config.data, strict=config.strict_data, holdout=config.holdout)
         self._say(self.data.describe())
-        self.model = build_model(config)
+        self.model = build_model(config).to(self.device)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
             self._say(SMALL_MODEL_NOTICE)

@@ -97,6 +97,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
             cycles=settings.cycles,
         )
         super().__init__(data, sampler, optimizer, settings.learning_rate)
+        self.device = next(bert.parameters()).device
         self.hidden = 0
         self.history: list[dict[str, Any]] = []
 
@@ -109,7 +110,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
 
     def _loss(self, task: str, batch: MaskedBatch) -> Loss:
         self.hidden += len(batch.targets)
-        loss = self.model.loss(batch, DropoutKey(self.seed, _FIRST_KEY + self.step))
+        loss = self.model.loss(batch.to(self.device), DropoutKey(self.seed, _FIRST_KEY + self.step))
         return Loss(loss, loss)
 
     def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
             loss, right, hidden = 0.0, 0, 0
             for begin in range(0, len(order), self.eval_batch_size):
                 rows = order[begin : begin + self.eval_batch_size]
-                batch, positions, targets = task.batch(rows)
+                batch, positions, targets = task.batch(rows).to(self.device)
                 with torch.inference_mode():
                     logits = self.model(batch, positions)
                     loss += masked_loss(logits, targets).item() * len(targets)

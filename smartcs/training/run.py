@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
@@ -22,6 +23,7 @@ from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.analysis import analyse
 from smartcs.training.config import TrainConfig
+from smartcs.training.device import choose_device, choose_recorder, describe_device
 from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
 from smartcs.training.metrics import METRICS, best_by, majority_figures
@@ -75,13 +77,15 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
 
     Raises:
         FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
+        UsageError: there is no such device, or it cannot do what is asked of it.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
     with backend("fused" if config.fused else "reference"):
-        chosen = arithmetic(config.precision)
+        device = choose_device(config.device)
+        chosen = arithmetic(config.precision, device.type)
         with precision(chosen.precision):
-            return _Run(config, Console() if console is None else console, chosen).execute()
+            return _Run(config, Console() if console is None else console, chosen, device).execute()
 
 
 @dataclass
@@ -91,6 +95,7 @@ class _Run:
     config: TrainConfig
     console: Console
     arithmetic: Arithmetic
+    device: torch.device
     begin: float = field(default_factory=perf_counter)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Evaluation | None = None
@@ -110,7 +115,8 @@ class _Run:
             config.data, strict=config.strict_data, tasks=config.trained_tasks, holdout=config.holdout
         )
         self._say(self.data.describe())
-        self.model = build_model(config)
+        self.model = build_model(config).to(self.device)
+        self.recorder, self.not_recorded = choose_recorder(config.cuda_graphs, self.device, self.model.bert.config)
         self._say(f"model: {describe_model(self.model, model_name(config.model))}")
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
             self._say(SMALL_MODEL_NOTICE)
@@ -119,13 +125,15 @@ class _Run:
         self.majority = majority_figures(self.data.train, self.data.dev)
         # Both before anything is written: what does not fit together shows here.
         self.pretrainer = self._make_pretrainer()
-        self.trainer = Trainer(config, self.model, self.encoded["train"])
+        self.trainer = Trainer(config, self.model, self.encoded["train"], self.recorder)
         refuse_own_model(self.folder, model_name(config.model))
         start_folder(self.folder, config)
         with stop_on_signals() as stop:
             try:
                 self._pretrain(stop)
                 self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder))
+                if self.device.type == "cuda":
+                    self._say(f"device: {describe_device(self.device, self.not_recorded)}")
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
@@ -185,7 +193,7 @@ class _Run:
         self.model.bert.save_pretrained(folder, self._tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
         # The optimizer's state and the anchor begin here.
-        self.trainer = Trainer(self.config, self.model, self.encoded["train"])
+        self.trainer = Trainer(self.config, self.model, self.encoded["train"], self.recorder)
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -218,7 +226,7 @@ class _Run:
             if self.encoded["test"]:
                 model = self.model
                 if self.best_epoch != config.epochs:
-                    model = MultitaskBert.from_pretrained(self.folder)
+                    model = MultitaskBert.from_pretrained(self.folder).to(self.device)
                 self.test = evaluate(model, self.encoded["test"], config.eval_batch_size, watch(progress, "test", stop))
                 self._write_predictions("test", self.test)
 
@@ -297,6 +305,7 @@ class _Run:
             "seconds_total": perf_counter() - self.begin,
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
+            "device": describe_device(self.device, self.not_recorded),
             "data": {
                 "source": self.data.source,
                 "sha256": data_digest(self.encoded),

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from smartcs.data.encode import EncodedTask
 from smartcs.data.examples import TASKS, DataFolder, describe_skipped
 from smartcs.model.multitask import MultitaskBert
@@ -23,8 +25,8 @@ class SavedRun(NamedTuple):
     config: TrainConfig | None
 
     @classmethod
-    def load(cls, folder: str) -> SavedRun:
-        """Reads a run's output folder.
+    def load(cls, folder: str, device: torch.device) -> SavedRun:
+        """Reads a run's output folder, the model onto a device.
 
         Raises:
             UsageError: there is no such folder.
@@ -34,7 +36,7 @@ class SavedRun(NamedTuple):
         if not path.is_dir():
             raise UsageError(f"no folder {folder!r}: expected the output folder of a training run")
         config = read_config(path)
-        return cls(path, MultitaskBert.from_pretrained(path), config)
+        return cls(path, MultitaskBert.from_pretrained(path).to(device), config)
 
     def check_task(self, task: str) -> None:
         """Raises UsageError where the run was not trained on `task`: its head would answer with random weights."""

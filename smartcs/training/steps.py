@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import pairwise
 from time import perf_counter, thread_time
 from typing import Generic, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from smartcs.smart import BregmanAnchor
 from smartcs.training.optim import AdamW
 
 PARTS = ("data", "forward", "backward", "optimizer")
+DEVICE_PARTS = ("data", "step")  # where the host waits for a step as a whole
 _SHOWN = 5  # examples that an error names before the rest is only counted
 
 Batch = TypeVar("Batch")
@@ -80,11 +82,13 @@ class StepLoop(ABC, Generic[Batch]):
         data: the tasks of a cycle.
         sampler: of the same tasks.
         optimizer: of the weights that `_loss` depends on; its groups' "lr" is `learning_rate` when this is made.
+        parts: what a step's time is told apart by.
 
     Attributes:
         step: optimizer steps taken.
         tokens: word pieces trained on.
-        seconds: time spent in the steps, by part: data (waiting for the batch), forward, backward, optimizer.
+        seconds: time spent in the steps, by part: data (waiting for the batch), and forward, backward, optimizer or,
+            on a GPU, step.
         background_seconds: processor time of preparing batches meanwhile.
     """
 
@@ -96,11 +100,12 @@ class StepLoop(ABC, Generic[Batch]):
         sampler: RoundRobinSampler,
         optimizer: AdamW,
         learning_rate: float,
+        parts: tuple[str, ...] = PARTS,
     ) -> None:
         self.data, self.sampler, self.optimizer, self.learning_rate = data, sampler, optimizer, learning_rate
         self.step = 0
         self.tokens = 0
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds = dict.fromkeys(parts, 0.0)
         self.background_seconds = 0.0
 
     def seconds_by_part(self) -> dict[str, float]:
@@ -127,32 +132,35 @@ class StepLoop(ABC, Generic[Batch]):
                 batch, tokens = next(prepared)
                 times = [begin, perf_counter()]
 
-                terms = self._loss(task, batch)
-                total, value, *others = _numbers(terms)
-                assert total is not None and value is not None
-                if not math.isfinite(total):
-                    regularised = f"{task} loss with its regularisers is {total}"
-                    what = regularised if math.isfinite(value) else f"{task} loss is {value}"
-                    raise NonFiniteLossError(self._describe_failure(task, what, epoch, rows))
-                times.append(perf_counter())
-
-                terms.total.backward()
-                del terms
-                times.append(perf_counter())
-
-                self._update(task)
-                norm = self.optimizer.grad_norm  # the optimizer itself would skip such steps, and so for ever
-                if norm is not None and not math.isfinite(number := norm.item()):
-                    what = f"{task} gradient's norm is {number}"
-                    raise NonFiniteLossError(self._describe_failure(task, what, epoch, rows))
-                times.append(perf_counter())
-
-                for part, start, end in zip(PARTS, times, times[1:], strict=False):
+                try:
+                    _, value, *others = self._take(task, batch, times)
+                except _NotFinite as failure:
+                    raise NonFiniteLossError(self._describe_failure(task, str(failure), epoch, rows)) from None
+                assert value is not None
+                for part, (start, end) in zip(self.seconds, pairwise(times), strict=True):
                     self.seconds[part] += end - start
                 cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
                 self.step += 1
                 self.tokens += tokens
                 yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
+
+    def _take(self, task: str, batch: Batch, times: list[float]) -> list[float | None]:
+        """One step: the terms of its `Loss` as numbers. Appends the time after each of its parts but the first."""
+        terms = self._loss(task, batch)
+        numbers = _numbers(terms)
+        check_loss(task, numbers)
+        times.append(perf_counter())
+
+        terms.total.backward()
+        del terms
+        times.append(perf_counter())
+
+        self._update(task)
+        norm = self.optimizer.grad_norm  # the optimizer itself would skip such steps, and so for ever
+        if norm is not None:
+            check_norm(task, norm.item())
+        times.append(perf_counter())
+        return numbers
 
     def _prepare(self, sampler: RoundRobinSampler, step: int) -> Iterator[tuple[Batch, int]]:
         """The batches of an epoch, the first for the step number `step`; iterated in a background thread."""
@@ -197,6 +205,26 @@ class StepLoop(ABC, Generic[Batch]):
             f"{self._where}the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
             f"the learning rate is {self.learning_rate:g}, a lower one may help"
         )
+
+
+class _NotFinite(Exception):
+    """Which number of a step is not."""
+
+
+def check_loss(task: str, numbers: list[float | None]) -> None:
+    """Ends the step unless the total and the task's loss, the first of a `Loss`'s terms, are finite."""
+    total, value = numbers[:2]
+    assert total is not None and value is not None
+    if not math.isfinite(value):
+        raise _NotFinite(f"{task} loss is {value}")
+    if not math.isfinite(total):
+        raise _NotFinite(f"{task} loss with its regularisers is {total}")
+
+
+def check_norm(task: str, norm: float) -> None:
+    """The same of the norm of the gradients."""
+    if not math.isfinite(norm):
+        raise _NotFinite(f"{task} gradient's norm is {norm}")
 
 
 def _numbers(terms: Loss) -> list[float | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import perf_counter
 
 import numpy as np
 from torch import Tensor
@@ -13,11 +15,13 @@ from smartcs.data.packing import PackedBatch
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import get_backend
+from smartcs.ops.random import DropoutKey
 from smartcs.smart import BregmanAnchor
 from smartcs.training.config import TrainConfig
+from smartcs.training.device_step import DeviceStep, Recorder
 from smartcs.training.objective import Objective
 from smartcs.training.optim import AdamW
-from smartcs.training.steps import Loss, Step, StepLoop
+from smartcs.training.steps import DEVICE_PARTS, PARTS, Loss, Step, StepLoop, check_loss, check_norm
 
 
 class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
@@ -28,26 +32,36 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
 
     Args:
         config: batch sizes, cycles, seed, the regularisers' and the optimizer's settings.
-        model: trained in place, on the CPU.
+        model: trained in place. Where it is on a GPU, its steps are a `DeviceStep`'s.
         data: the tasks of a cycle, in its order, all with labels.
+        recorder: of a GPU's steps; None to launch their kernels one by one.
     """
 
-    def __init__(self, config: TrainConfig, model: MultitaskBert, data: Mapping[str, EncodedTask]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: MultitaskBert,
+        data: Mapping[str, EncodedTask],
+        recorder: Recorder | None = None,
+    ) -> None:
+        device = next(model.parameters()).device
+        waits = device.type == "cpu" and recorder is None
         optimizer = AdamW(
             model.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm or None,
+            # On a device a step is told to change nothing by its norm, so there always is one.
+            max_grad_norm=config.max_grad_norm or (None if waits else math.inf),
         )
         sampler = make_sampler(config, {name: len(task) for name, task in data.items()})
-        super().__init__(data, sampler, optimizer, config.learning_rate)
+        super().__init__(data, sampler, optimizer, config.learning_rate, PARTS if waits else DEVICE_PARTS)
         self.config, self.model = config, model
         self.objective = Objective(config, model, config.epochs * sampler.steps_per_epoch)
+        self.device_step = None if waits else DeviceStep(self.objective, optimizer, config.seed, device, recorder)
 
     def epoch(self) -> Iterator[Step]:
         """As in `StepLoop`. With the fused ops on a CPU the gradient of the word embeddings is sparse meanwhile."""
-        on_cpu = self.model.bert.embeddings.word.weight.device.type == "cpu"
-        with _sparse_gradient(self.model, on_cpu and get_backend() == "fused"):
+        with _sparse_gradient(self.model, self.device_step is None and get_backend() == "fused"):
             yield from super().epoch()
 
     def _begin(self) -> None:
@@ -56,15 +70,28 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
     def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[tuple[PackedBatch, Tensor], int]:
         batch, labels = self.data[task].batch(rows)
         assert labels is not None
-        return (batch, labels), batch.num_tokens
+        return (self.model.encoder_input(task, batch), labels), batch.num_tokens
+
+    def _take(self, task: str, batch: tuple[PackedBatch, Tensor], times: list[float]) -> list[float | None]:
+        if self.device_step is None:
+            return super()._take(task, batch, times)
+        terms, norm = self.device_step(task, *batch, self.step, self._lr_share)
+        check_loss(task, terms)
+        check_norm(task, norm)
+        times.append(perf_counter())
+        return terms
 
     def _loss(self, task: str, batch: tuple[PackedBatch, Tensor]) -> Loss:
-        return self.objective(task, *batch, self.step)
+        objective, key = self.objective, DropoutKey(self.config.seed, self.step)
+        return objective.terms(task, *batch, key, objective.weight(self.step))
+
+    @property
+    def _lr_share(self) -> float:
+        return min(1.0, (self.step + 1) / max(1, self.config.warmup))  # full from step `warmup` on, counted from 1
 
     def _update(self, task: str) -> None:
-        share = min(1.0, (self.step + 1) / max(1, self.config.warmup))  # full from step `warmup` on, counted from 1
         for group in self.optimizer.param_groups:
-            group["lr"] = share * self.learning_rate
+            group["lr"] = self._lr_share * self.learning_rate
         super()._update(task)
 
     def _anchor(self, task: str) -> BregmanAnchor | None:

@@ -18,7 +18,7 @@ void instances(cudaStream_t stream) {
   all<double>(stream);
   all<bf16>(stream);
   all<half>(stream);
-  adamw_step({}, stream);
+  adamw_step<>({}, {}, {}, stream);
 }
 
 }  // namespace smartcs::cuda

@@ -38,48 +38,45 @@ def gradient(i: int, step: int) -> torch.Tensor | None:
 class Table:
     """The device's memory of a step: it is filled once, and every step after that only launches."""
 
-    def __init__(self, library, memory, tensors, max_grad_norm, low=False):
+    def __init__(self, library, memory, tensors, max_grad_norm, anchor_weight, schedule, table):
         self.library, self.memory, self.tensors = library, memory, tensors
-        groups = sorted({e.settings for e in tensors})
-        self.numbers = memory.place(torch.tensor(groups, dtype=torch.float64))
-        self.weight = memory.place(torch.zeros(1, dtype=torch.float64))
+        self.schedule = None if schedule is None else memory.place(schedule)
         self.placed = [
             {name: memory.place(getattr(e, name)) for name in (*STATE, "grad") if getattr(e, name) is not None}
             for e in tensors
         ]
-        self.low = [memory.place(e.parameter.bfloat16()) if low else None for e in tensors]
-        rows, chunks, size = [], [], library.code.adamw_chunk()
-        for i, (e, own) in enumerate(zip(tensors, self.placed, strict=True)):
+        rows, chunks, size = [], 0, library.code.adamw_chunk()
+        for e, own in zip(tensors, self.placed, strict=True):
             count = e.parameter.numel()
             pointers = [own.get(name) for name in ("parameter", "grad", "exp_avg", "exp_avg_sq", "anchor")]
-            pointers += [self.low[i], own["step"] if e.grad is not None else None]
+            pointers.append(own["step"] if e.grad is not None else None)
             addresses = [0 if t is None or t.numel() == 0 else t.data_ptr() for t in pointers]
             wide = e.parameter.dtype == torch.float64, e.step.dtype == torch.float64
-            rows.append(struct.pack("@7Qqi??2x", *addresses, count, groups.index(e.settings), *wide))
-            chunks += [(i, index) for index in range(-(-count // size))]
+            rows.append(struct.pack("@6QqiH??", *addresses, count, -1, 65535, *wide))
+            chunks += -(-count // size)
         assert len(rows[0]) == library.code.adamw_tensor_bytes()
-        table = memory.place(torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8))
-        chunk_table = memory.place(torch.tensor(chunks, dtype=torch.int32))
-        scratch = (torch.full((n,), math.nan, dtype=torch.float64) for n in (len(chunks), 3 * len(rows), 2))
-        partial_sums, scalars, self.clip = map(memory.place, scratch)
+        given = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8)
+        numbers = torch.tensor([e.settings for e in tensors], dtype=torch.float64)
+        scratch = (torch.full((n,), math.nan, dtype=torch.float64) for n in (chunks, 3 * len(rows), 1, 1))
+        partial_sums, scalars, self.norm, clip = map(memory.place, scratch)
         measured = max_grad_norm is not None
-        self.arguments = [ctypes.c_int64(len(rows)), ctypes.c_int64(len(chunks))]
-        self.arguments += [ctypes.c_void_p(t.data_ptr()) for t in (table, chunk_table, self.numbers, self.weight)]
+        self.arguments = [ctypes.c_int64(table), ctypes.c_int64(len(rows))]
+        self.arguments += [pointer(memory.place(given)), pointer(memory.place(numbers)), pointer(self.schedule)]
+        self.arguments += [ctypes.c_double(anchor_weight)]
         self.arguments += [ctypes.c_bool(measured), ctypes.c_double(max_grad_norm if measured else math.inf)]
-        self.arguments += [ctypes.c_void_p(t.data_ptr()) for t in (partial_sums, scalars, self.clip)]
+        self.arguments += [ctypes.c_int64(chunks), *map(pointer, (partial_sums, scalars, self.norm, clip))]
 
-    def step(self, grads, anchor_weight, seed=7):
+    def step(self, grads, seed=7):
         """One step with new gradients in the old places; the norm."""
         for own, grad in zip(self.placed, grads, strict=True):
             if grad is not None:
                 own["grad"].copy_(grad)
-        self.weight.fill_(anchor_weight)
         self.library.code.set_schedule(seed)
         self.library.code.adamw_step.restype = ctypes.c_char_p
         message = self.library.code.adamw_step(*self.arguments)
         if message is not None:
             raise EmulationError(message.decode())
-        return self.clip[0].clone()
+        return self.norm[0].clone()
 
     def read(self):
         """The tensors as they are now."""
@@ -88,19 +85,23 @@ class Table:
         ]
 
 
-def emulated_step(library):
-    """A function like smartcs.ops.adamw; each call is a launch of its own, in two orders of threads."""
+def pointer(tensor):
+    return ctypes.c_void_p(None if tensor is None or tensor.numel() == 0 else tensor.data_ptr())
 
-    def step(tensors, *, max_grad_norm=None, anchor_weight=0.0):
+
+def emulated_step(library, table=0):
+    """A function like smartcs.ops.adamw, in two orders of threads; `table` is what a launch holds, see adamw.cpp."""
+
+    def step(tensors, *, max_grad_norm=None, anchor_weight=0.0, schedule=None):
         results = []
         for seed, at_end in SCHEDULES:
             with Memory(library, at_end) as memory:
-                table = Table(library, memory, tensors, max_grad_norm, low=tensors[0].parameter.dtype == torch.float32)
-                norm = table.step([e.grad for e in tensors], anchor_weight, seed)
-                for e, own, low in zip(table.read(), table.placed, table.low, strict=True):
-                    assert low is None or not norm.isfinite() or torch.equal(low, e.parameter.bfloat16())
-                    assert e.grad is None or identical(e.grad, own["grad"])
-                results.append((table.read(), norm))
+                own = Table(library, memory, tensors, max_grad_norm, anchor_weight, schedule, table)
+                norm = own.step([e.grad for e in tensors], seed)
+                assert all(
+                    e.grad is None or identical(e.grad, o["grad"]) for e, o in zip(tensors, own.placed, strict=True)
+                )
+                results.append((own.read(), norm))
         for e, first, second in zip(tensors, results[0][0], results[1][0], strict=True):
             for name in STATE:
                 assert identical(getattr(first, name), getattr(second, name)), f"{name} depends on the threads' order"
@@ -188,57 +189,133 @@ def test_anchor_weights(emulated, weight):
 def test_float32_and_float64_in_one_call(emulated):
     """A table may hold both: each gets the bits it would get alone, but for the norm, which is of all."""
 
-    def given(dtype):
+    def updated(dtype):
         return [e._replace(grad=normal(*e.parameter.shape, seed=9).to(dtype)) for e in entries(dtype)[:4]]
 
-    step, alone, mixed = emulated_step(emulated("adamw")), [given(torch.float64), given(torch.float32)], []
+    step, alone, mixed = emulated_step(emulated("adamw")), [updated(torch.float64), updated(torch.float32)], []
     for found in alone:
         step(found, anchor_weight=0.5)
-    mixed = [*given(torch.float64), *given(torch.float32)]
+    mixed = [*updated(torch.float64), *updated(torch.float32)]
     step(mixed, anchor_weight=0.5)
     for one, other in zip(sum(alone, []), mixed, strict=True):
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in STATE)
+
+
+def copied(found):
+    return [e._replace(**{name: getattr(e, name).clone() for name in STATE}) for e in found]
 
 
 def test_launches_can_be_replayed(emulated):
     """What a captured graph does: the same launches with the same arguments, while device memory changes."""
     grads = [[normal(*shape, seed=10 * step + i).float() for i, shape in enumerate(SHAPES)] for step in range(4)]
     found = [e._replace(grad=g) for e, g in zip(entries(), grads[0], strict=True)]
-    expected = [e._replace(grad=e.grad.clone()) for e in entries_like(found)]
-    library = emulated("adamw")
+    expected, library = copied(found), emulated("adamw")
     with Memory(library, True) as memory:
-        table = Table(library, memory, found, 2.0)
+        table = Table(library, memory, found, 2.0, 0.25, torch.zeros(2).double(), 32)
         for step, now in enumerate(grads):
-            lr, weight = 1e-2 / (1 + step), (0.1, 0.0, 0.6, 1.0)[step]
-            table.numbers[:, 0] = lr
-            norm = table.step(now, weight)
-            given = [
-                e._replace(grad=g, settings=e.settings._replace(lr=lr)) for e, g in zip(expected, now, strict=True)
+            factor, weight = 1 / (1 + step), (0.1, 0.0, 0.6, 1.0)[step]
+            table.schedule.copy_(torch.tensor([factor, weight], dtype=torch.float64))
+            by_host = [
+                e._replace(grad=g, settings=e.settings._replace(lr=e.settings.lr * factor))
+                for e, g in zip(expected, now, strict=True)
             ]
-            assert norm == emulated_step(library)(given, max_grad_norm=2.0, anchor_weight=weight)
-        for e, own in zip(expected, table.read(), strict=True):
-            assert all(torch.equal(getattr(e, name), getattr(own, name)) for name in STATE)
+            assert table.step(now) == emulated_step(library)(by_host, max_grad_norm=2.0, anchor_weight=weight)
+        equal_state(expected, table.read())
 
 
-def entries_like(found):
-    return [e._replace(**{name: getattr(e, name).clone() for name in STATE}) for e in found]
+def equal_state(found, expected):
+    for e, other in zip(found, expected, strict=True):
+        assert all(torch.equal(getattr(e, name), getattr(other, name)) for name in STATE)
+
+
+def given(sizes, groups):
+    """Parameters of these sizes, with gradients and settings in turn; every seventh has an anchor alone."""
+    found = []
+    for i, size in enumerate(sizes):
+        p, grad, a, m = normal(4, size, seed=i).float()
+        settings = AdamWSettings(1e-2 / (1 + i % groups), 0.9, 0.999, 1e-6, 0.1)
+        step = torch.tensor(float(i % 5))
+        found.append(AdamWTensors(p, None if i % 7 == 6 else grad, m, grad.square(), step, settings, a))
+    return found
+
+
+# Table of the emulation -> what it takes: more tensors or more groups than a launch holds, or neither.
+TABLES = {11: "one tensor", 41: "one group", 32: "three tensors, two groups"}
+EDGES = (0, 0, 16383, 5, 16384, 0, 16385, 32769, 0)
+"""No numbers at the beginning, in the middle and at the end; one number less, as many and one more than in a chunk."""
+
+
+def compare_tables(library, sizes, groups, tables):
+    """One step within the budget, and the same bits however the tensors are split into launches."""
+    options = {"max_grad_norm": 3.0, "anchor_weight": WEIGHT}
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        found = [
+            e._replace(**{n: getattr(e, n).to(dtype) for n in ("grad", *STATE[:4]) if getattr(e, n) is not None})
+            for e in copied(given(sizes, groups))
+        ]
+        reference(found, **options)
+        results.append(found)
+    whole = copied(given(sizes, groups))
+    norm = emulated_step(library)(whole, **options)
+    for name in STATE:
+        value, truth, fallback = (torch.cat([getattr(e, name).flatten() for e in found]) for found in (whole, *results))
+        check(value, truth.double(), fallback, "forward", name=name)
+    for table in tables:
+        found = copied(given(sizes, groups))
+        assert torch.equal(norm, emulated_step(library, table)(found, **options)), TABLES[table]
+        equal_state(found, whole)
+
+
+def test_chunks_and_tables(emulated):
+    compare_tables(emulated("adamw"), EDGES, 2, TABLES)
+
+
+@pytest.mark.parametrize(("count", "groups"), [(480, 32), (481, 3), (40, 33), (1000, 70)])
+def test_as_many_as_a_launch_holds_and_more(emulated, count, groups):
+    compare_tables(emulated("adamw"), [(3, 0, 6)[i % 3] for i in range(count)], groups, [])
+
+
+def compare_schedule(library, table):
+    """The bits of the same numbers given by the host; the host's weight is not asked for."""
+    sizes, (factor, weight) = (5, 40, 7, 3, 4, 9, 2), (0.3, 0.7)
+    scheduled, expected = copied(given(sizes, 3)), copied(given(sizes, 3))
+    schedule = torch.tensor([factor, weight], dtype=torch.float64)
+    emulated_step(library, table)(scheduled, anchor_weight=0.25, schedule=schedule)
+    by_host = [e._replace(settings=e.settings._replace(lr=e.settings.lr * factor)) for e in expected]
+    emulated_step(library)(by_host, anchor_weight=weight)
+    equal_state(scheduled, expected)
+
+
+@pytest.mark.parametrize("table", [0, *TABLES])
+def test_schedule(emulated, table):
+    compare_schedule(emulated("adamw"), table)
 
 
 FILE = "adamw.cuh"
 MUTANTS = {
     "no clip scale": Patch(FILE, "const A scaled = g[i] * grad_scale;", "const A scaled = g[i] + 0 * grad_scale;"),
-    "chunk shifted": Patch(FILE, "begin = chunk.index * kAdamWChunk;", "begin = chunk.index * kAdamWChunk + 1;"),
-    "norm of the first sums": Patch(FILE, "chunk < args.chunk_count; chunk +=", "chunk < 2; chunk +="),
+    "chunk shifted": Patch(FILE, "tensor.first_chunk) * kAdamWChunk;", "tensor.first_chunk) * kAdamWChunk + 1;"),
+    "norm of the first sums": Patch(FILE, "chunk < step.chunk_count; chunk +=", "chunk < 2; chunk +="),
     "steps not counted": Patch(FILE, "static_cast<float*>(tensor.step) += 1", "static_cast<float*>(tensor.step) + 1"),
     "no decay": Patch(FILE, "t[i] = t[i] * decay", "t[i] = t[i]"),
     "anchor keeps what it should lose": Patch(FILE, "followed(a[i], t[i], weight)", "followed(t[i], a[i], weight)"),
-    "numbers of another group": Patch(FILE, "args.numbers[tensor.group];", "args.numbers[0];", 2),
+    "numbers of another group": Patch(FILE, "tensor.group]", "tensor.group * 0]", 2),
     "beyond the tensor": Patch(FILE, "kAdamWChunk < tensor.size ? begin", "kAdamWChunk < tensor.size + 15000 ? begin"),
+    "the tensor before": Patch(FILE, "first_chunk <= chunk ?", "first_chunk < chunk ?"),
+    "every launch's sums in one place": Patch(FILE, "[args.first_chunk + blockIdx.x]", "[blockIdx.x]"),
+    "another launch's scalars": Patch(FILE, "[args.first_tensor + span.index]", "[span.index]"),
+    "one group too many": Patch(FILE, "return group < kGroups;", "return group <= kGroups;"),
+    "no factor": Patch(FILE, "lr = numbers.lr * factor;", "lr = numbers.lr + 0 * factor;"),
+    "the host's weight": Patch(FILE, ": step.schedule[1]", ": step.anchor_weight"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTANTS)
 def test_rejects(emulated, truths, mutation):
+    library = emulated("adamw", MUTANTS[mutation])
     with pytest.raises((BudgetExceeded, EmulationError, AssertionError)) as found:
-        compare(emulated_step(emulated("adamw", MUTANTS[mutation])), truths)
+        compare_schedule(library, 32)
+        compare_tables(library, EDGES, 2, TABLES)
+        compare(emulated_step(library), truths)
     print(f"{mutation}: {found.value}")

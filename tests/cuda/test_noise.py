@@ -12,11 +12,10 @@ NAMES = [(0, 0), (2**40 + 1, 2**33 + 2), (0x299F31D0A4093822, 0x0370734413198A2E
 SHAPES = [(3, 1), (2, 63), (5, 64), (2, 65), (70, 77), (4, 768), (0, 5), (5, 0)]
 
 
-def draw(library, rows, columns, dtype, std, seed, stream):
+def draw(library, rows, columns, dtype, std, seed, stream, offset=None):
     """(rows, columns) of noise."""
-    (noise,) = library.call(
-        "perturb_noise", STORAGE[dtype], rows, columns, float(std), seed, stream, Out((rows, columns), dtype)
-    )
+    name = float(std), seed, stream, None if offset is None else torch.tensor([offset])
+    (noise,) = library.call("perturb_noise", STORAGE[dtype], rows, columns, *name, Out((rows, columns), dtype))
     return noise
 
 
@@ -55,11 +54,27 @@ def test_independent_of_shape(emulated):
     assert not draw(emulated("perturb"), 9, 200, torch.float32, 0.0, 3, 4).any()
 
 
+OFFSETS = [(5, 0), (5, 7), (5, -5), (0, -1), (2**63 - 1, 2**63 - 1), (2**33, 2**40 + 3)]
+
+
+def check_offset(library, stream, offset):
+    moved = draw(library, 3, 70, torch.float32, 1.0, 11, stream, offset)
+    assert torch.equal(moved, draw(library, 3, 70, torch.float32, 1.0, 11, (stream + offset) % 2**64))
+
+
+@pytest.mark.parametrize(("stream", "offset"), OFFSETS)
+def test_offset_of_the_stream(emulated, stream, offset):
+    """Read from memory and added modulo 2^64."""
+    check_offset(emulated("perturb"), stream, offset)
+
+
 MUTANTS = {
     "nine rounds": Patch("philox.cuh", "round < 10", "round < 9"),
-    "shifted row": Patch("perturb.cuh", "args.stream, row, number", "args.stream, row + 1, number"),
+    "shifted row": Patch("perturb.cuh", "args.seed, stream, row, number", "args.seed, stream, row + 1, number"),
     "words exchanged": Patch("perturb.cuh", "words.at[2], words.at[3]", "words.at[3], words.at[2]"),
     "neighbouring columns": Patch("philox.cuh", "number / 16 * 64 + number % 16", "number * 4"),
+    "32 bits of the offset": Patch("philox.cuh", "static_cast<uint64_t>(*offset)", "static_cast<uint32_t>(*offset)"),
+    "no offset": Patch("philox.cuh", "stream + static_cast<uint64_t>(*offset)", "stream"),
     "one column too many": Patch("perturb.cuh", "args.columns, z[word]", "args.columns + 1, z[word]"),
 }
 
@@ -70,3 +85,5 @@ def test_rejects(emulated, mutation):
     with pytest.raises((AssertionError, EmulationError)):
         for shape in ((4, 64), (3, 77)):
             check_noise(library, torch.float32, shape, *NAMES[1], 1.0)
+        for stream, offset in OFFSETS:
+            check_offset(library, stream, offset)

@@ -33,7 +33,7 @@ if not kernels.interpreted():
     pytest.skip("TRITON_INTERPRET is not 1", allow_module_level=True)
 
 from smartcs.kernels import attention as triton_attention  # noqa: E402
-from smartcs.kernels.attention import Blocks  # noqa: E402
+from smartcs.kernels.tiles import Blocks  # noqa: E402
 
 OP = "attention"
 HALF = (torch.bfloat16, torch.float16)

@@ -160,6 +160,41 @@ def test_packed_copies(fused, shape, has_grad):
         assert torch.equal(form.view(torch.int16), expected.view(torch.int16))
 
 
+def test_schedule_equals_the_numbers_by_host(either):
+    """To the last bit, over steps; the host's weight is not asked for."""
+    scheduled, expected, schedule = entries(), entries(), torch.empty(2, dtype=torch.float64)
+    for step, (factor, weight) in enumerate([(1.0, 0.3), (0.37, 0.0), (1e-3, 1.0), (0.0, 0.011)]):
+        schedule.copy_(torch.tensor([factor, weight], dtype=torch.float64))
+        grads = [gradient(i, step) for i in range(len(SHAPES))]
+        now = [e._replace(grad=g) for e, g in zip(scheduled, grads, strict=True)]
+        norm = adamw(now, max_grad_norm=MAX_NORM, anchor_weight=0.9, schedule=schedule)
+        now = [
+            e._replace(grad=g, settings=e.settings._replace(lr=e.settings.lr * factor))
+            for e, g in zip(expected, grads, strict=True)
+        ]
+        assert torch.equal(norm, adamw(now, max_grad_norm=MAX_NORM, anchor_weight=weight))
+    for e, other in zip(scheduled, expected, strict=True):
+        for name in ("parameter", "exp_avg", "exp_avg_sq", "anchor", "step"):
+            assert torch.equal(getattr(e, name), getattr(other, name)), name
+
+
+BAD_SCHEDULES = [
+    ([1.0, 0.5], TypeError, "schedule is list, expected a torch.Tensor"),
+    (torch.ones(2), ValueError, r"schedule is torch.float32 of shape \(2,\), expected torch.float64"),
+    (torch.ones(3).double(), ValueError, r"schedule is torch.float64 of shape \(3,\), expected torch.float64 of shape"),
+    (torch.ones(2, device="meta").double(), ValueError, "schedule is on meta, expected cpu like the parameters"),
+    (torch.tensor([1.0, 1.5]).double(), ValueError, "anchor_weight is 1.5, expected 0 <= anchor_weight <= 1"),
+    (torch.tensor([1.0, math.nan]).double(), ValueError, "anchor_weight is nan"),
+]
+
+
+@pytest.mark.parametrize(("schedule", "error", "message"), BAD_SCHEDULES, ids=[row[2] for row in BAD_SCHEDULES])
+def test_schedule_errors(either, schedule, error, message):
+    with pytest.raises(error, match=f"adamw: {message}"):
+        adamw([GOOD._replace(row_flags=None)], schedule=schedule)
+    assert torch.equal(ONES, torch.ones(4, 3))
+
+
 def sparse_of(dense: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return torch.sparse_coo_tensor(rows[None], dense[rows], dense.shape, is_coalesced=False, check_invariants=True)
 
@@ -252,6 +287,7 @@ def test_raw_op(fused, norm):
     check_raw("adamw_step", *arguments(max_grad_norm=norm))
     dense = {"grads": [torch.ones(6, 4)], "grad_rows": [], "row_flags": []}
     check_raw("adamw_step", *arguments(**dense, max_grad_norm=norm))
+    check_raw("adamw_step", *arguments(**dense, max_grad_norm=norm), torch.tensor([0.5, 0.25], dtype=torch.float64))
 
 
 RAW_BAD = [

@@ -181,6 +181,15 @@ def test_raw_ops(fused, rows, dtype):
         check_raw("perturb_step", v, v.flip(1), cu_seqlens, "projected", "1", 1e-3, 1e-5, 1e-6)
 
 
+@pytest.mark.parametrize(("stream", "offset"), [(5, 7), (5, -5), (2**63 - 1, -(2**63) + 1)])
+def test_raw_stream_offset(fused, stream, offset):
+    given = torch.tensor([offset])
+    noise = check_raw("perturb_noise", LIKE, 1.0, 3, stream, given)
+    assert torch.equal(noise, torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream + offset))
+    with pytest.raises(RuntimeError, match=r"stream_offset is Int of shape \[1\] on cpu, expected one int64"):
+        torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream, given.int())
+
+
 RAW_BAD = [
     ({"v": LIKE.T}, "v must be contiguous"),
     ({"v": LIKE.half(), "g": LIKE.half()}, "dtype Half has no CPU kernel"),

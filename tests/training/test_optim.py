@@ -1,11 +1,29 @@
 """smartcs.AdamW is torch's AdamW with other defaults."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import smartcs
+from smartcs import ops
+from smartcs.ops import backend as selection
+from smartcs.ops.adamw import fusable
+
+
+class Called(TorchDispatchMode):
+    """The names of the ops called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name().split(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -126,6 +144,72 @@ def test_a_norm_that_is_not_finite_stops_the_step(backend):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     with pytest.raises(ValueError, match="AdamW: max_grad_norm is -1, expected a positive number or None"):
         smartcs.AdamW(model.parameters(), lr=1.0, max_grad_norm=-1)
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_schedule(backend):
+    """As a learning rate set by the host and the anchor's own beta, where the anchor moves and where it rests."""
+    models = [torch.nn.Linear(5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    schedule = torch.empty(2, dtype=torch.float64)
+    with smartcs.backend(backend):
+        anchors = [smartcs.BregmanAnchor(m, 0.75, inner_steps=2) for m in models]
+        ours, expected = (smartcs.AdamW(m.parameters(), lr=0.1, max_grad_norm=2.0) for m in models)
+        for step in range(6):
+            factor = 1 / (1 + step)
+            schedule.copy_(torch.tensor([factor, anchors[0].next_weight()], dtype=torch.float64))
+            expected.param_groups[0]["lr"] = 0.1 * factor
+            for model in models:
+                model.zero_grad()
+                model(torch.full((2, 5), 1.0 + step)).square().sum().backward()
+            ours.step(anchor=anchors[0], schedule=schedule)
+            anchors[0].moved()
+            expected.step(anchor=anchors[1])
+            for ours_now, theirs in ((models[0], models[1]), (anchors[0].anchor, anchors[1].anchor)):
+                assert all(map(torch.equal, ours_now.parameters(), theirs.parameters()))
+    assert anchors[0].state_dict()["updates"] == 6
+    with pytest.raises(ValueError, match="adamw: schedule is torch.float32"):
+        ours.step(schedule=schedule.float())
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Tensors on a GPU that have no values, as if the extension had been built with CUDA."""
+    if not selection.extension_status()[0]:
+        pytest.skip("needs the compiled extension")
+    monkeypatch.setattr(selection, "_on_gpu", {"adamw": ""})
+    with smartcs.backend("fused"), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by copy.deepcopy
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_step_on_a_gpu_does_not_wait(on_a_gpu, scheduled):
+    """One call of the op; asking for a value would raise, as there is none."""
+    model = torch.nn.ParameterList([torch.ones(7, 4), torch.ones(5)])
+    anchor = smartcs.BregmanAnchor(model, 0.9)
+    optimizer = smartcs.AdamW(model.parameters(), lr=0.1, max_grad_norm=1.0)
+    schedule = torch.ones(2, dtype=torch.float64) if scheduled else None
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with Called() as called:
+            optimizer.step(anchor=anchor, schedule=schedule)
+    assert [name for name in called.names if not name.startswith("profiler")] == ["smartcs::adamw_step"]
+    assert optimizer.grad_norm.device.type == "cuda" and anchor._updates == (0 if scheduled else 2)
+    with pytest.raises(DataDependentOutputException):
+        optimizer.grad_norm.item()
+
+
+def test_sparse_gradients_on_a_gpu_are_torchs(on_a_gpu):
+    table, moments = torch.ones(6, 2), [torch.zeros(6, 2) for _ in range(2)]
+    settings = ops.AdamWSettings(0.1, 0.9, 0.999, 1e-6, 0.0)
+    entry = ops.AdamWTensors(table, torch.ones(6, 2), *moments, torch.zeros(()), settings)
+    assert fusable([entry])
+    assert not fusable([entry._replace(grad=SimpleNamespace(is_sparse=True))])
+    assert not fusable([entry, entry._replace(step=torch.zeros((), device="cpu"))])
+    assert not fusable([entry, entry._replace(parameter=torch.ones(6, 2, device="cpu"))])
+    assert not fusable([entry, entry._replace(row_flags=torch.zeros(6, dtype=torch.uint8))])
 
 
 @pytest.mark.parametrize("backend", ["fused", "reference"])

@@ -43,8 +43,8 @@ def test_the_stage_and_the_anchor_that_begins_after_it(config, monkeypatch):
     anchors = []
     original = Trainer.__init__
 
-    def make(self, settings, model, data):
-        original(self, settings, model, data)
+    def make(self, *arguments):
+        original(self, *arguments)
         anchors.append(self.objective.anchor.anchor.bert.embeddings.word.weight.clone())
 
     monkeypatch.setattr(Trainer, "__init__", make)

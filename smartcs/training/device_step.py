@@ -1,0 +1,207 @@
+"""An optimizer step on a GPU: nothing waits for it between the batch's arrival and the numbers for the log.
+
+At the batch sizes of fine-tuning a kernel takes microseconds, and a step has thousands: the host cannot launch them as
+fast as they run. So batches are filled up to few shapes (`PackedBatch.filled`), and the whole step of a task at one
+shape (passes, backward, clipping, AdamW, the anchor's move) is recorded as a CUDA graph, which is one launch.
+
+What differs from step to step must then be in device memory, at one place: the batch, the number of the step, which
+names its noise and dropout masks, lambda, the learning rate's share, how far the anchor moves. Without graphs the same
+function runs on the same inputs, so its numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from smartcs.data.packing import PackedBatch
+from smartcs.ops.random import DropoutKey
+from smartcs.training.objective import Objective
+from smartcs.training.optim import AdamW
+from smartcs.training.steps import Loss
+
+_ALIGNMENT = 16  # bytes; what kernels read at once
+_WARM_UP = 2  # steps of a shape before it is recorded: they compile kernels and make the optimizer's state
+
+
+class Recorder(Protocol):
+    """Records what a function does on the device, without doing it."""
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """What does it, every time it is called, and the tensor that holds the function's result then."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Where everything runs that belongs to a step, recorded or not."""
+
+
+class CudaRecorder:
+    """CUDA graphs that share one pool of memory, since no two run at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads prepare batches meanwhile: their calls are none of the graph's business.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            output = function()
+        return graph.replay, output
+
+    def stream(self) -> AbstractContextManager[object]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(self._stream)
+
+
+class Inputs:
+    """Tensors at a fixed place on a device, that one copy from the host fills.
+
+    Attributes:
+        host: by name, to be written; pinned for a GPU. Not before the copy of the step before is over.
+        device: by name, the same after `send`.
+    """
+
+    def __init__(self, like: dict[str, Tensor], device: torch.device) -> None:
+        ends = [0]
+        for tensor in like.values():
+            size = tensor.numel() * tensor.element_size()
+            ends.append(ends[-1] + size + -size % _ALIGNMENT)
+        self._host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.empty(ends[-1], dtype=torch.uint8, device=device)
+
+        def views(memory: Tensor) -> dict[str, Tensor]:
+            places = zip(like.items(), ends, strict=False)
+            return {
+                name: memory[begin : begin + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
+                for (name, t), begin in places
+            }
+
+        self.host, self.device = views(self._host), views(self._device)
+
+    def send(self, values: dict[str, Tensor]) -> None:
+        """Puts the values on the device, in stream order."""
+        for name, value in values.items():
+            self.host[name].copy_(value)
+        self._device.copy_(self._host, non_blocking=True)
+
+
+@dataclass
+class _Shape:
+    """What there is of one task at one shape."""
+
+    inputs: Inputs
+    max_seqlen: int
+    runs: int = 0
+    replay: Callable[[], None] | None = None
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    terms: tuple[int, ...] = ()  # which of a Loss's terms are in the output
+
+
+class DeviceStep:
+    """Takes the optimizer steps of one objective on a device.
+
+    The optimizer's learning rates must be those at the end of the warm-up, and it must measure the gradients' norm. A
+    loss that is not finite makes that norm NaN, so that nothing is changed by its step.
+
+    Args:
+        objective, optimizer: of a model on the device.
+        seed: of the run.
+        device: where.
+        recorder: None to run every step launch by launch.
+
+    Attributes:
+        recorded: how many graphs there are.
+        replayed: how many steps were a graph's.
+    """
+
+    def __init__(
+        self, objective: Objective, optimizer: AdamW, seed: int, device: torch.device, recorder: Recorder | None = None
+    ) -> None:
+        if optimizer.max_grad_norm is None:
+            raise ValueError("DeviceStep: optimizer has max_grad_norm None, expected a number; math.inf only measures")
+        self.objective, self.optimizer, self.seed, self.device = objective, optimizer, seed, device
+        self.recorder = recorder
+        self.recorded = self.replayed = 0
+        self._shapes: dict[tuple[str, int, int, int], _Shape] = {}
+
+    def __call__(
+        self, task: str, encoded: PackedBatch, labels: Tensor, step: int, lr_share: float
+    ) -> tuple[list[float | None], float]:
+        """One step; waits for it.
+
+        Args:
+            task: its name.
+            encoded: what the model's encoder reads of the batch, on the CPU.
+            labels: of the batch's examples, on the CPU.
+            step: counts from 0.
+            lr_share: of the learning rate.
+
+        Returns:
+            The terms of the `Loss` as numbers, and the gradients' norm.
+        """
+        filled, anchor = encoded.filled(), self.objective.anchor_of(task)
+        values = {
+            "input_ids": filled.input_ids,
+            "token_type_ids": filled.token_type_ids,
+            "position_ids": filled.position_ids,
+            "cu_seqlens": filled.cu_seqlens,
+            "labels": labels,
+            "offset": torch.tensor(DropoutKey.offset_of(step)),
+            "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
+            "schedule": torch.tensor([lr_share, anchor.next_weight() if anchor else 0.0], dtype=torch.float64),
+        }
+        key = (task, filled.batch_size, filled.num_tokens, filled.max_seqlen)
+        if key not in self._shapes:
+            self._shapes[key] = _Shape(Inputs(values, self.device), filled.max_seqlen)
+        shape = self._shapes[key]
+        with self.recorder.stream() if self.recorder is not None else nullcontext():
+            shape.inputs.send(values)
+            self._run(task, shape)
+            *numbers, norm = shape.output.tolist()
+        if anchor is not None:
+            anchor.moved()
+        terms: list[float | None] = [None] * len(Loss._fields)
+        for index, number in zip(shape.terms, numbers, strict=True):
+            terms[index] = number
+        return terms, norm
+
+    def _run(self, task: str, shape: _Shape) -> None:
+        shape.runs += 1
+        if self.recorder is None or shape.runs <= _WARM_UP:
+            shape.output = self._step(task, shape)
+            return
+        if shape.replay is None:
+            shape.replay, shape.output = self.recorder(lambda: self._step(task, shape))
+            self.recorded += 1
+        else:
+            self.objective.replayed(task)  # recording has counted the first
+        shape.replay()
+        self.replayed += 1
+
+    def _step(self, task: str, shape: _Shape) -> Tensor:
+        """The terms and the norm, in one tensor."""
+        there = shape.inputs.device
+        batch = PackedBatch(
+            there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
+        )
+        key = DropoutKey(self.seed, 0, there["offset"])
+        loss = self.objective.terms(task, batch, there["labels"], key, there["smart_weight"])
+        loss.total.backward()
+        self._guard(loss.total.detach())
+        self.optimizer.step(anchor=self.objective.anchor_of(task), schedule=there["schedule"])
+        self.optimizer.zero_grad(set_to_none=True)
+        assert self.optimizer.grad_norm is not None
+        shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
+        terms = [term.detach() for term in loss if term is not None]
+        return torch.stack([term.double() for term in (*terms, self.optimizer.grad_norm)])
+
+    def _guard(self, total: Tensor) -> None:
+        """Lets a loss that is not finite into a gradient, whose norm then keeps the optimizer from doing anything."""
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        smallest = min(grads, key=Tensor.numel)
+        smallest += (total * 0).to(smallest.dtype)
