@@ -1,8 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, install,
-# install-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, gpu-resources, experiment,
+# install, install-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure experiment install install-check clean
+.PHONY: demo test check format bench measure gpu-resources experiment install install-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -56,6 +56,11 @@ measure: $(STAMPS)/test
 	$(BIN)/python benchmarks/ratio.py --threads $(CORES)
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
 	$(BIN)/python benchmarks/tables.py
+
+# What compilers say of the GPU kernels; ARGS=--check compares and writes nothing. Needs nvcc, and no GPU.
+gpu-resources: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_resources.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py $(filter --check,$(ARGS))
 
 # Hours: every recipe on real text, DATA=DIR. Finished runs are kept, and the same command goes on after Ctrl-C.
 experiment: $(STAMPS)/test
