@@ -1,8 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, gpu-resources, experiment,
-# install, install-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-check,
+# gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure gpu-resources experiment install install-check clean
+.PHONY: demo test check format bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -57,15 +57,31 @@ measure: $(STAMPS)/test
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
 	$(BIN)/python benchmarks/tables.py
 
-# What compilers say of the GPU kernels; ARGS=--check compares and writes nothing. Needs nvcc, and no GPU.
-gpu-resources: $(STAMPS)/test
-	$(BIN)/python benchmarks/gpu_resources.py $(ARGS)
-	$(BIN)/python benchmarks/tables.py $(filter --check,$(ARGS))
-
 # Hours: every recipe on real text, DATA=DIR. Finished runs are kept, and the same command goes on after Ctrl-C.
 experiment: $(STAMPS)/test
 	@test "$(DATA)" != sample || { echo "make experiment needs the course's files: make experiment DATA=DIR" >&2; exit 1; }
 	$(BIN)/python benchmarks/experiment.py --data "$(DATA)" --jobs $(CORES)
+	$(BIN)/python benchmarks/tables.py
+
+# Installs nothing: runs in .venv where that is there, else in the environment of $(PYTHON), for the torch it has.
+# REHEARSE=1: on the CPU. COMMIT=...: what the report names, where git cannot tell.
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON))
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(filter-out 0,$(REHEARSE)),--rehearse) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+
+# What a step would take on a GPU, by its traffic and operations; needs none.
+gpu-model: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_model.py
+	$(BIN)/python benchmarks/tables.py
+
+# What compilers say of the GPU's kernels; ARGS=--check compares and writes nothing. Needs nvcc and no GPU.
+gpu-resources: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_resources.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py $(filter --check,$(ARGS))
+
+# What the tests of the GPU's kernels compare, for the table of docs/gpu.md; needs no GPU.
+gpu-proofs: $(STAMPS)/test
+	$(BIN)/python -m pytest $$($(BIN)/python benchmarks/gpu_proofs.py) --evidence benchmarks/results/gpu-evidence.json
 	$(BIN)/python benchmarks/tables.py
 
 check: $(STAMPS)/dev
@@ -87,6 +103,11 @@ install: $(INSTALLED)
 
 install-check:
 	PYTHON=$(PYTHON) bash tests/install_matrix.sh
+
+# Minutes and 5 GB, with nvcc and without a GPU.
+CUDA_TORCH ?= torch==2.14.1
+cuda-build-check:
+	PYTHON=$(PYTHON) CUDA_TORCH='$(CUDA_TORCH)' bash tests/cuda_build.sh
 
 # As after a clone, but for the results in runs/.
 clean:
@@ -112,7 +133,7 @@ $(STAMPS)/base: constraints.txt $(STAMPS)/venv
 	@touch $@
 
 # setup.py --version: what it has to say about the compiler, which pip hides.
-$(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt $(CXX_FILES)
+$(INSTALLED): $(STAMPS)/base pyproject.toml setup.py CMakeLists.txt cmake/nvcc.cmake $(CXX_FILES)
 	@$(BIN)/python setup.py -q --version >/dev/null
 	$(PIP) --no-build-isolation -e .
 	@touch $@

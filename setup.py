@@ -168,6 +168,9 @@ class CMakeBuild(build_ext):
         """One folder per Python, torch and compiler settings: alternating between them rebuilds nothing."""
         settings = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
         settings.append(shutil.which("c++") or "")
+        if the_torch().cuda is not None:
+            names = ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CMAKE_CUDA_ARCHITECTURES", "TORCH_CUDA_ARCH_LIST")
+            settings += [*(os.environ.get(name, "") for name in names), shutil.which("nvcc") or ""]
         digest = hashlib.sha256(json.dumps([*settings, flag("SMARTCS_WERROR")]).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{the_torch().version}-{digest}"
         cache = build / "CMakeCache.txt"

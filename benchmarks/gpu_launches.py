@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 from gpu_triton import PACKAGE, Build
-from smartcs.kernels import add_layer_norm, attention, bias_gelu, embedding
+from smartcs.kernels import add_layer_norm, attention, bias_gelu, embedding, linear
 from smartcs.kernels.attention import MAX_HEAD_SIZE
 from smartcs.kernels.layer_norm_row import Dropout
 from smartcs.kernels.rows import MAX_COLUMNS
@@ -51,12 +51,14 @@ def every_build() -> list[Build]:
                 launch_layer_norms(dtype, width, dropout, extras)
             for width, has_bias, bias_grad in product(_powers(16, MAX_COLUMNS), (True, False), (True, False)):
                 launch_bias_gelu(dtype, width, has_bias, bias_grad)
+                launch_linear(dtype, width, has_bias, bias_grad)
         for dtype in RAGGED:
             for width in _powers(16, MAX_HEAD_SIZE):
                 launch_attention(dtype, width // 4 * 3, _dropouts()[-1])
             for width in _powers(16, MAX_COLUMNS):
                 launch_layer_norms(dtype, width - 1, _dropouts()[-1], True)
                 launch_bias_gelu(dtype, width - 1, True, True)
+                launch_linear(dtype, width - 1, True, True)
         _launch_bert_base(GRADIENT_CHECKS)
     return distinct(launches)
 
@@ -128,6 +130,7 @@ def _launch_bert_base(dtype: torch.dtype) -> None:
     launch_attention(dtype, HEAD_SIZE, _dropouts()[-1])
     launch_layer_norms(dtype, HIDDEN, _dropouts()[-1], True)
     launch_bias_gelu(dtype, INTERMEDIATE, True, True)
+    launch_linear(dtype, INTERMEDIATE, True, True)
 
 
 def launch_attention(dtype: torch.dtype, head_size: int, dropout: Dropout) -> None:
@@ -154,3 +157,14 @@ def launch_bias_gelu(dtype: torch.dtype, width: int, has_bias: bool, bias_grad: 
     x, bias = torch.empty(TOKENS, width, dtype=dtype), torch.empty(width, dtype=dtype) if has_bias else None
     bias_gelu.bias_gelu_fwd(x, bias)
     bias_gelu.bias_gelu_bwd(x, x, bias, bias_grad)
+
+
+def launch_linear(dtype: torch.dtype, width: int, has_bias: bool, bias_grad: bool) -> None:
+    """In bf16 mode, with GELU and without; the results of products are of `dtype`."""
+    x, weight = torch.empty(TOKENS, HIDDEN, dtype=dtype), torch.empty(width, HIDDEN, dtype=torch.bfloat16)
+    bias, grad_y = torch.empty(width) if has_bias else None, torch.empty(TOKENS, width, dtype=dtype)
+    for gelu in (True, False):
+        for keep in (True, False):
+            _, low, z = linear.linear_bf16_fwd(x, weight, width, bias, gelu, keep, keep, dtype)
+        needs = True, True, bias_grad, dtype
+        linear.linear_bf16_bwd(grad_y, low, z if gelu else None, weight, HIDDEN, width, *needs)

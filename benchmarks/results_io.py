@@ -92,14 +92,23 @@ def environment() -> Row:
 
     build = build_facts() or {}
     compiled = hasattr(torch.ops.smartcs, "instruction_set")
+    own = {
+        "compiler": build.get("compiler"),
+        "instruction_set": str(torch.ops.smartcs.instruction_set()) if compiled else None,
+        "bf16_products": bf16_products(),
+    }
+    about = machine()
+    source = {name: about.pop(name) for name in ("load", "commit", "dirty", "date")}
+    return about | own | source
+
+
+def machine() -> Row:
+    """The part of `environment` that needs no smartcs."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "compiler": build.get("compiler"),
-        "instruction_set": str(torch.ops.smartcs.instruction_set()) if compiled else None,
-        "bf16_products": bf16_products(),
         "load": round(os.getloadavg()[0], 1),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", "smartcs", "csrc", "benchmarks/*.py", "setup.py")),

@@ -13,7 +13,6 @@ from smartcs.data.encode import EncodedTask, encode
 from smartcs.model.sources import bundled_minilm
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.training.recipes import SAMPLE_DATA
-from smartcs.training.setup import load_data
 
 BATCHES = {"sst": 6, "qqp": 40, "sts": 4}
 # Layers, hidden size, heads, intermediate size.
@@ -41,6 +40,7 @@ def encoder(shape: str | tuple[int, int, int, int], dropout: float = 0.1) -> sma
 def sentences(folder: str = SAMPLE_DATA) -> dict[str, EncodedTask]:
     """The training sentences of a folder of the course's files, or of the embedded sample, as word pieces."""
     from smartcs.data.sample import sample_tokenizer
+    from smartcs.training.setup import load_data  # needs tyro, which the encoder alone does not
 
     found = bundled_minilm()
     tokenizer = sample_tokenizer() if found is None else load_tokenizer(found, WORDS)

@@ -1,9 +1,9 @@
 """A workload: one op at one size, timed fused, on the reference, and as torch has it.
 
 A workload is verified against the error budget before anything is timed. "forward" is evaluation: no gradient, no
-dropout. "training" is forward and backward with dropout 0.1 where the op has dropout. "bf16" stores activations in
-bfloat16 and rounds the operands of products to it (`smartcs.precision`); weights that a model keeps in float32 stay so,
-but torch's candidate gets them in bfloat16, the form it is fastest with.
+dropout. "training" is forward and backward with dropout 0.1 where the op has dropout; "backward" is its second half.
+"bf16" stores activations in bfloat16 and rounds the operands of products to it (`smartcs.precision`); weights that a
+model keeps in float32 stay so, but torch's candidate gets them in bfloat16, the form it is fastest with.
 """
 
 import subprocess
@@ -34,6 +34,8 @@ COMPILED = "torch.compile"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Step = Callable[[], object]
+Prepared = tuple[Callable[[], Tensor], Values, Tensor | None]
+"""The forward pass, the leaves of its gradients, and the gradient to send back."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Workload:
         arrange: brings tensors into the layout torch wants; not timed.
         restore: brings torch's result and gradients back.
         smaller: makes a workload to verify instead, where verifying this one takes too long.
+        device: where all but the reference of a verification runs.
     """
 
     problem: Problem
@@ -65,6 +68,7 @@ class Workload:
     arrange: Callable[[Values], Values] = dict
     restore: Callable[[Values], Values] = dict
     smaller: "Callable[[], Workload] | None" = None
+    device: str = "cpu"
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -87,37 +91,57 @@ class Workload:
         In float64 because how torch rounds in float32 is its own affair: only that both compute the same matters.
         """
         if self.smaller is not None:
-            self.smaller().verify(precision)
+            replace(self.smaller(), device=self.device).verify(precision)
             return
         for mode in self.modes:
             self._check_fused(mode, precision)
         if precision == "fp32":
-            step, leaves, y = self._builtin("forward", torch.float64, grad="training" in self.modes)
-            step()
-            results = self.restore({"y": y[0].detach()} | {name: leaf.grad for name, leaf in leaves.items()})
-            check_results(self.problem, torch.float64, results)
+            forward, leaves, grad_y = self._builtin("forward", torch.float64, grad="training" in self.modes)
+            y = forward()
+            _backward(y, leaves, grad_y)
+            results = {"y": y.detach().cpu()} | {
+                name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None
+            }
+            check_results(self.problem, torch.float64, self.restore(results))
 
     def step(self, candidate: str, mode: str, precision: str) -> Step:
         """A function that does the timed work once."""
-        grad = mode == "training"
+        grad = mode != "forward"
         if candidate in ("torch", COMPILED):
-            return self._builtin(mode, DTYPES[precision], grad, compiled=candidate == COMPILED)[0]
+            forward, leaves, grad_y = self._builtin(mode, DTYPES[precision], grad, compiled=candidate == COMPILED)
+        else:
+            forward, leaves, grad_y = self._own(candidate, mode, precision, grad)
+        if mode != "backward":
+
+            def run() -> None:
+                with torch.set_grad_enabled(grad):
+                    y = forward()
+                if grad:
+                    _backward(y, leaves, grad_y)
+
+            return run
+        y = forward()
+        assert grad_y is not None
+        wanted, grad_y = list(leaves.values()), grad_y.reshape(y.shape)
+        return lambda: torch.autograd.grad(y, wanted, grad_y, retain_graph=True)
+
+    def _own(self, candidate: str, mode: str, precision: str, grad: bool) -> Prepared:
         problem = self._problem(mode, precision)
-        values, settings = self._rounded(precision), problem.settings | (dict(self.timed) if grad else {})
+        values = {name: t.to(self.device) for name, t in self._rounded(precision).items()}
+        settings = problem.settings | (dict(self.timed) if grad else {})
         grad_y = values.pop("grad_y", None)
         leaves = {name: values[name].requires_grad_(grad) for name in problem.kinds if name != "y"}
 
-        def run() -> None:
-            with smartcs.backend(candidate), torch.set_grad_enabled(grad):  # type: ignore[arg-type]
-                y = problem.op(**values, **settings)
-            _backward(y, leaves, grad_y, grad)
+        def forward() -> Tensor:
+            with smartcs.backend(candidate):  # type: ignore[arg-type]
+                return problem.op(**values, **settings)
 
-        return run
+        return forward, leaves, grad_y
 
     def _problem(self, mode: str, precision: str) -> Problem:
         """With the mode's dropout, the op within the precision."""
         op, settings = self.problem.op, dict(self.problem.settings)
-        if mode == "training" and self.dropout:
+        if mode != "forward" and self.dropout:
             settings |= {"dropout_p": 0.1, "seed": 1, "stream": 2}
         if precision == "bf16":
             settings |= self.low_settings
@@ -135,36 +159,28 @@ class Workload:
     def _check_fused(self, mode: str, precision: str) -> None:
         """The tests' check, but that some tensors of bf16 are float32: with values that bfloat16 holds."""
         problem, values = self._problem(mode, precision), self._rounded(precision)
-        fused, fallback = (evaluate(problem, values, name) for name in ("fused", "reference"))
+        fused, fallback = evaluate(problem, values, "fused", self.device), evaluate(problem, values, "reference")
         exact = replace(problem, settings={k: v for k, v in problem.settings.items() if k not in self.low_settings})
         truth = evaluate(exact, {k: v.double() if v.is_floating_point() else v for k, v in values.items()}, "reference")
         for name, kind in problem.kinds.items():
             check(fused[name], truth[name], fallback[name], kind, name=f"{name} of {mode} in {precision}")
 
-    def _builtin(
-        self, mode: str, dtype: torch.dtype, grad: bool, compiled: bool = False
-    ) -> tuple[Step, Values, list[Tensor]]:
-        values = {name: t.clone() for name, t in self.arrange(self.problem.rounded(dtype)).items()}
+    def _builtin(self, mode: str, dtype: torch.dtype, grad: bool, compiled: bool = False) -> Prepared:
+        arranged = self.arrange(self.problem.rounded(dtype))
+        values = {name: t.to(self.device, copy=True) for name, t in arranged.items()}
         grad_y = values.pop("grad_y", None)
         leaves = {name: t.requires_grad_(grad) for name, t in values.items() if name in self.problem.kinds}
-        settings = {"dropout_p": 0.1 if mode == "training" else 0.0} if self.dropout else {}
+        settings = {"dropout_p": 0.0 if mode == "forward" else 0.1} if self.dropout else {}
         function = torch.compile(self.builtin, dynamic=False) if compiled else self.builtin
-        result: list[Tensor] = []
-
-        def run() -> None:
-            with torch.set_grad_enabled(grad):
-                result[:] = [function(**values, **settings)]
-            _backward(result[0], leaves, grad_y, grad)
-
-        return run, leaves, result
+        return lambda: function(**values, **settings), leaves, grad_y
 
 
 def _of_mode(counts: tuple[int, int], mode: str) -> int:
-    return sum(counts) if mode == "training" else counts[0]
+    return {"forward": counts[0], "backward": counts[1], "training": sum(counts)}[mode]
 
 
-def _backward(y: Tensor, leaves: Values, grad_y: Tensor | None, grad: bool) -> None:
-    if grad and grad_y is not None:
+def _backward(y: Tensor, leaves: Values, grad_y: Tensor | None) -> None:
+    if grad_y is not None and leaves:
         for leaf in leaves.values():
             leaf.grad = None
         y.backward(grad_y.reshape(y.shape))

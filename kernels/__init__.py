@@ -7,6 +7,7 @@ A function here has the name, the arguments and the results of a schema in ``csr
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -20,6 +21,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_fwd", "attention_bwd"),
     "bias_gelu": ("bias_gelu_fwd", "bias_gelu_bwd"),
     "embedding": ("embedding_fwd", "embedding_bwd", "embedding_rows"),
+    "linear": ("pack_weight", "linear_bf16_fwd", "linear_bf16_bwd"),
 }
 """Op -> its raw ops. The op's file is of the same name."""
 
@@ -31,6 +33,18 @@ def unavailable_reason() -> str | None:
     if not torch.cuda.is_available():
         built_for = torch.version.cuda or torch.version.hip
         return "torch sees no GPU" if built_for else f"torch {torch.__version__} is a CPU build"
+    return _driver_problem()
+
+
+@functools.cache
+def _driver_problem() -> str | None:
+    """Why Triton cannot launch on the GPU that is there. It compiles its launcher when it first does."""
+    try:
+        from triton.runtime import driver
+
+        _ = driver.active.utils
+    except Exception as error:  # whatever a compiler or a driver that is not there ends in
+        return f"Triton cannot launch kernels ({' '.join(str(error).split())})"
     return None
 
 

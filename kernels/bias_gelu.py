@@ -28,7 +28,7 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor | None) -> Tensor:
     y = torch.empty_like(x)
     rows, columns = x.shape
     if x.numel() > 0:
-        block_rows, block_columns = _tile(columns, 1024)
+        block_rows, block_columns = tile_of(columns, 1024)
         grid = (triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))
         with on_device_of(x):
             _forward_kernel[grid](
@@ -54,7 +54,7 @@ def bias_gelu_bwd(grad_y: Tensor, x: Tensor, bias: Tensor | None, bias_grad: boo
     with on_device_of(x):
         partials = partials_of(x, 1 if bias_grad else 0)
         if x.numel() > 0:
-            block_rows, block_columns = _tile(columns, 2048)
+            block_rows, block_columns = tile_of(columns, 2048)
             grid = (triton.cdiv(rows, ROWS_PER_PARTIAL), triton.cdiv(columns, block_columns))
             _backward_kernel[grid](
                 grad_x,
@@ -81,7 +81,7 @@ def _check(x: Tensor, bias: Tensor | None) -> None:
         check_operand(_OP, "bias", bias, (x.shape[1],), x, "x")
 
 
-def _tile(columns: int, elements: int) -> tuple[int, int]:
+def tile_of(columns: int, elements: int) -> tuple[int, int]:
     """Rows and columns of a tile: 512 columns divide those of BERT's intermediate layers (1536, 3072) exactly."""
     block_columns = max(16, min(512, triton.next_power_of_2(columns)))
     return min(ROWS_PER_PARTIAL, elements // block_columns), block_columns

@@ -138,7 +138,7 @@ def statistics(h, inside, columns, eps):
     mean = mean_of(h, columns)
     centred = tl.where(inside, h - mean[:, None], 0.0)
     variance = mean_of(centred * centred, columns) + eps
-    # In one expression: Triton compiles what follows a return too, and these functions take no float64.
+    # In one expression: a return before it would not keep Triton from compiling the rest, which float64 has not.
     rstd = 1.0 / tl.sqrt(variance) if h.dtype == tl.float64 else tl.div_rn(variance * 0 + 1.0, tl.sqrt_rn(variance))
     return mean, rstd
 

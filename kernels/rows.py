@@ -50,8 +50,15 @@ def check_operand(op: str, name: str, value: Tensor, shape: Sequence[int], like:
 
 def check_statistic(op: str, name: str, value: Tensor, shape: Sequence[int], like: Tensor, like_name: str) -> None:
     """The same of what a forward pass over ``like`` saves in the dtype that it computes in."""
-    if value.dtype != compute_dtype(like):
-        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {compute_dtype(like)} for {like.dtype}")
+    check_typed(op, name, value, compute_dtype(like), shape, like, like_name)
+
+
+def check_typed(
+    op: str, name: str, value: Tensor, dtype: torch.dtype, shape: Sequence[int], like: Tensor, like_name: str
+) -> None:
+    """The same with a dtype of its own."""
+    if value.dtype != dtype:
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {dtype} for {like_name} of {like.dtype}")
     check_shape(op, name, value, shape, like_name)
     check_device(op, name, value, like, like_name)
     check_contiguous(op, name, value)

@@ -82,7 +82,8 @@ def _load() -> str | None:
         raise ImportError(
             f"smartcs: its extension was compiled for torch {built_for}, this is torch {running}; {REINSTALL}"
         )
-    if _facts["cuda"] is not None and _facts["cuda"] != torch.version.cuda:
+    # One CUDA runtime, torch's, serves both: it takes what another minor version has compiled.
+    if _facts["cuda"] is not None and _major(_facts["cuda"]) != _major(torch.version.cuda or "none"):
         raise ImportError(
             f"smartcs: its extension was compiled for CUDA {_facts['cuda']}, this torch has "
             f"{torch.version.cuda or 'none'}; {REINSTALL}"
@@ -118,6 +119,10 @@ def _why_missing() -> str:
 def _public(version: str) -> str:
     """2.13.0 of 2.13.0+cpu: torch's ABI is the same across the builds of one release."""
     return version.split("+")[0]
+
+
+def _major(version: str) -> str:
+    return version.split(".")[0]
 
 
 def _running_info() -> bool:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-# Whether Triton interprets is settled when it is first imported, and smartcs imports it (tests/kernels).
-if not torch.cuda.is_available():
+# What tests/gpu runs on. Whether Triton interprets is settled when it is first imported, and smartcs imports it.
+if os.environ.setdefault("SMARTCS_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import error_budget
+import evidence
 from small_models import small_config
 
 import smartcs
@@ -101,7 +102,13 @@ def encoder_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_addoption(parser):
+    parser.addoption("--evidence", type=Path, help="write what was held to its tolerances to this file, as JSON")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("evidence"):
+        evidence.write(config.getoption("evidence"), [r.nodeid for r in terminalreporter.stats.get("passed", [])])
     if error_budget.observed:
         terminalreporter.section("largest share of the error budget used")
         for (kind, dtype), used in sorted(error_budget.observed.items()):

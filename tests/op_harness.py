@@ -59,9 +59,10 @@ def offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def evaluate(problem: Problem, values: Values, name: Backend) -> Values:
-    """The result "y" and the gradient of every differentiable tensor, on one backend."""
-    arguments = {key: value.detach() for key, value in values.items() if key != "grad_y"}
+def evaluate(problem: Problem, values: Values, name: Backend, device: str = "cpu") -> Values:
+    """The result "y" and the gradient of every differentiable tensor, on one backend and device, copied to the CPU."""
+    values = {key: value.detach().to(device) for key, value in values.items()}
+    arguments = {key: value for key, value in values.items() if key != "grad_y"}
     leaves = {key: arguments[key].clone(memory_format=torch.preserve_format) for key in problem.kinds if key != "y"}
     for leaf in leaves.values():
         leaf.requires_grad_()
@@ -70,7 +71,7 @@ def evaluate(problem: Problem, values: Values, name: Backend) -> Values:
         grads: tuple[Tensor, ...] = ()
         if leaves:
             grads = torch.autograd.grad(y, list(leaves.values()), values["grad_y"].to(y.dtype).reshape(y.shape))
-    return {"y": y.detach(), **dict(zip(leaves, grads, strict=True))}
+    return {"y": y.detach().cpu(), **{key: grad.cpu() for key, grad in zip(leaves, grads, strict=True)}}
 
 
 def truth_and_fallback(problem: Problem, dtype: torch.dtype) -> tuple[Values, Values]:
@@ -87,9 +88,9 @@ def check_results(problem: Problem, dtype: torch.dtype, results: Values) -> None
         check(results[name], truth[name], fallback[name], kind, name=name if name == "y" else f"gradient of {name}")
 
 
-def check_budget(problem: Problem, dtype: torch.dtype, name: Backend = "fused") -> None:
-    """Holds the op to the error budget on one backend, result and gradients."""
-    check_results(problem, dtype, evaluate(problem, problem.rounded(dtype), name))
+def check_budget(problem: Problem, dtype: torch.dtype, name: Backend = "fused", device: str = "cpu") -> None:
+    """Holds the op to the error budget on one backend, result and gradients; the truth is always the CPU's."""
+    check_results(problem, dtype, evaluate(problem, problem.rounded(dtype), name, device))
 
 
 def check_mutant(problem: Problem, dtype: torch.dtype, formula: Callable[..., Values], mutation: str) -> None:
@@ -197,16 +198,16 @@ def check_strided(problem: Problem) -> None:
     check_equal(evaluate(problem, values, "fused"), evaluate(problem, gaps, "fused"), "strided input changes it")
 
 
-def check_gradients(problem: Problem, name: Backend = "fused") -> None:
+def check_gradients(problem: Problem, name: Backend = "fused", device: str = "cpu") -> None:
     """gradcheck in float64 on one backend: numerical against analytical, and the same bits on every call."""
     names = [name for name in problem.kinds if name != "y"]
-    fixed = {name: t for name, t in problem.tensors.items() if name not in (*names, "grad_y")}
+    fixed = {name: t.to(device) for name, t in problem.tensors.items() if name not in (*names, "grad_y")}
 
     def run(*leaves: Tensor) -> Tensor:
         return problem.op(**fixed, **dict(zip(names, leaves, strict=True)), **problem.settings)
 
     with backend(name):
-        inputs = tuple(problem.tensors[name].clone().requires_grad_() for name in names)
+        inputs = tuple(problem.tensors[name].to(device, copy=True).requires_grad_() for name in names)
         assert torch.autograd.gradcheck(run, inputs, nondet_tol=0.0)
 
 

@@ -137,6 +137,17 @@ def test_library_that_does_not_load_is_refused(not_loaded: pytest.MonkeyPatch, t
         _extension.load_extension()
 
 
+def test_another_minor_version_of_cuda_is_taken(not_loaded: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found(not_loaded, cuda="13.0")
+    (tmp_path / "_ops.so").write_bytes(b"not a library")
+    not_loaded.setattr(_extension, "_FOLDER", tmp_path)
+    for running, message in (("13.2", r"_ops\.so does not load"), ("12.9", "for CUDA 13.0, this torch has 12.9")):
+        not_loaded.setattr(_extension, "_status", None)
+        not_loaded.setattr(torch.version, "cuda", running)
+        with pytest.raises(ImportError, match=message):
+            _extension.load_extension()
+
+
 def test_extension_for_another_python_is_named(not_loaded: pytest.MonkeyPatch, tmp_path: Path) -> None:
     not_loaded.setitem(sys.modules, "smartcs._C", None)
     (tmp_path / "_C.cpython-39-x86_64-linux-gnu.so").touch()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _TOKEN_FIELDS = ("input_ids", "token_type_ids", "position_ids")
-# Tokens below a number are rounded up to a multiple of another: at most an eighth more than there are, from 256 on.
+# Tokens below a number are rounded up to a multiple of another.
 _FILLED_TO = ((256, 32), (1024, 64), (math.inf, 128))
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -219,6 +219,8 @@ class PackedBatch:
         A GPU's kernels and launches depend on T and `max_seqlen`, so there they are rounded up. The inert row belongs
         to no example: a model computes it and throws it away.
         """
+        if self.inert:
+            raise ValueError("PackedBatch.filled: the batch is filled up already")
         step = next(step for limit, step in _FILLED_TO if self.num_tokens < limit)
         fill = -self.num_tokens % step
         longest = max(self.max_seqlen, step)

@@ -21,6 +21,7 @@ def sentences_of_pairs(batch: PackedBatch) -> PackedBatch:
     Raises:
         ValueError: a row has tokens, but not of both types (on the CPU only, where looking costs nothing).
     """
+    _check_whole("sentences_of_pairs", batch)
     lengths = batch.lengths.long()
     rows = torch.repeat_interleave(
         torch.arange(batch.batch_size, device=lengths.device), lengths, output_size=batch.num_tokens
@@ -52,6 +53,7 @@ def sentences_of_pairs(batch: PackedBatch) -> PackedBatch:
 
 def concatenate(first: PackedBatch, second: PackedBatch) -> PackedBatch:
     """The rows of two batches in one: those of `first`, then those of `second`."""
+    _check_whole("concatenate", first, second)
     return PackedBatch(
         torch.cat([first.input_ids, second.input_ids]),
         torch.cat([first.token_type_ids, second.token_type_ids]),
@@ -59,6 +61,11 @@ def concatenate(first: PackedBatch, second: PackedBatch) -> PackedBatch:
         torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.num_tokens]),
         max(first.max_seqlen, second.max_seqlen),
     )
+
+
+def _check_whole(owner: str, *batches: PackedBatch) -> None:
+    if any(batch.inert for batch in batches):
+        raise ValueError(f"{owner}: the batch is filled up with an inert row, expected examples alone")
 
 
 def _check_pairs(firsts: Tensor, seconds: Tensor) -> None:

@@ -12,7 +12,7 @@ from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import arithmetic, precision
 from smartcs.training.config import TrainConfig
-from smartcs.training.device import choose_device
+from smartcs.training.device import choose_device, choose_recorder
 from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.steps import NonFiniteLossError
@@ -73,7 +73,8 @@ def warm_up(config: TrainConfig, contents: Contents) -> int | None:
         model = build_model(config).to(device)
         encoded = _encode(config, model)
         _remember(config, encoded, contents)
-        trainer = Trainer(config, model, encoded["train"])
+        recorder, _ = choose_recorder(config.cuda_graphs, device, model.bert.config)
+        trainer = Trainer(config, model, encoded["train"], recorder)
         # What diverges here is recorded where it does so in the run.
         with suppress(NonFiniteLossError):
             for step in trainer.epoch():

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from smartcs import ops
 from smartcs.data.packing import PackedBatch
@@ -213,11 +212,8 @@ class BertModel(nn.Module):
                 `perturb_at` is unknown.
             IndexError: an id is not in the vocabulary.
         """
-        if batch.max_seqlen > self.config.max_position_embeddings and not batch.inert:
-            raise ValueError(
-                f"BertModel: the batch has a sentence of up to {batch.max_seqlen} tokens, "
-                f"this model has {self.config.max_position_embeddings} positions; truncate it"
-            )
+        if not batch.inert:  # else that was before it was filled up
+            self.check_length(batch)
         if not self.training:
             dropout_key = None
         elif dropout_key is None:
@@ -238,6 +234,14 @@ class BertModel(nn.Module):
         pooler_output = torch.tanh(ops.linear(first, self.pooler.weight, self.pooler.bias))
         pooled = {"pooler": pooler_output, "cls": first}.get(self.config.pooling)
         return BertOutput(x, pooler_output, _mean_tokens(x, batch) if pooled is None else pooled)
+
+    def check_length(self, batch: PackedBatch) -> None:
+        """Raises ValueError where a sentence is longer than the model has positions."""
+        if batch.max_seqlen > self.config.max_position_embeddings:
+            raise ValueError(
+                f"BertModel: the batch has a sentence of up to {batch.max_seqlen} tokens, "
+                f"this model has {self.config.max_position_embeddings} positions; truncate it"
+            )
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike[str], pooling: str = "auto") -> "BertModel":
@@ -289,8 +293,16 @@ def _mean_tokens(x: Tensor, batch: PackedBatch) -> Tensor:
     lengths = batch.lengths.long()
     sentence = torch.arange(batch.batch_size, device=x.device)
     sentence = torch.repeat_interleave(sentence, lengths, output_size=batch.num_tokens)
-    if x.device.type == "cuda":  # index_add adds there in any order, a product in one
-        sums = functional.one_hot(sentence, batch.batch_size).to(x.dtype).t() @ x
-    else:
-        sums = x.new_zeros((batch.batch_size, x.shape[1])).index_add(0, sentence, x)
-    return sums / lengths.clamp(min=1).to(x.dtype)[:, None]
+    # index_add adds on a GPU in any order, a product in one.
+    sum_rows = _sum_by_product if x.device.type == "cuda" else _sum_by_index
+    return sum_rows(x, sentence, batch.batch_size) / lengths.clamp(min=1).to(x.dtype)[:, None]
+
+
+def _sum_by_index(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """(count, C): sums of the rows of x with the same index."""
+    return x.new_zeros((count, x.shape[1])).index_add(0, index, x)
+
+
+def _sum_by_product(x: Tensor, index: Tensor, count: int) -> Tensor:
+    """The same."""
+    return (index == torch.arange(count, device=x.device)[:, None]).to(x.dtype) @ x

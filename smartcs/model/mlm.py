@@ -40,7 +40,8 @@ class MaskedLanguageModel(nn.Module):
             raise ValueError(f"MaskedLanguageModel: head is {head!r}, expected {' or '.join(get_args(HeadStart))}")
         self.bert = bert
         words = bert.embeddings.word.weight
-        self.head = nn.Linear(bert.config.hidden_size, bert.config.vocab_size, device=words.device, dtype=words.dtype)
+        # Drawn on the CPU: the same weights wherever they go.
+        self.head = nn.Linear(bert.config.hidden_size, bert.config.vocab_size).to(words)
         nn.init.zeros_(self.head.bias)
         if head == "embeddings":
             with torch.no_grad():

@@ -23,7 +23,7 @@ CPU_OPS = ("adamw", "attention", "add_layer_norm", "bias_gelu", "embedding", "li
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 # Ops with a CUDA C++ kernel in the extension, and one of their raw ops. `smartcs.kernels` lists those with Triton
-# kernels. For `linear` PyTorch's own products are the kernel: there the reference runs cuBLAS.
+# kernels. The products of `linear` are cuBLAS's, in float32 through the reference.
 CUDA_OPS = {"adamw": "adamw_step", "perturb": "perturb_step", "symmetric_kl": "symmetric_kl_fwd"}
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The widest last dimension that a Triton kernel keeps whole; wider tensors run on the reference.
@@ -100,7 +100,7 @@ def use_fused(op: str, tensor: Tensor) -> bool:
         return False
     if tensor.device.type == "cuda":
         missing = no_gpu_kernel(op)
-        if missing is not None and op != "linear":
+        if missing is not None:
             _warn_once(f"smartcs: {op} runs on the PyTorch reference on this GPU, which is slower: {missing}")
         fits = op not in GPU_WIDTHS or tensor.shape[-1] <= GPU_WIDTHS[op]
         return missing is None and fits and tensor.dtype in GPU_DTYPES
@@ -120,8 +120,9 @@ def no_gpu_kernel(op: str) -> str | None:
 
 def _find_on_gpu(op: str) -> torch.library.Library | str:
     """What keeps Triton kernels registered, "" for a compiled kernel, else why there is none."""
-    if op == "linear":
-        return "float32 and bf16 products by cuBLAS through PyTorch"
+    available, missing = extension_status()
+    if not available:
+        return missing
     if op in kernels.OPS:
         reason = kernels.unavailable_reason()
         if reason is not None:
@@ -156,6 +157,8 @@ def backend_report(device: Literal["cpu", "cuda"] = "cpu") -> list[OpReport]:
         elif device == "cuda":
             why = no_gpu_kernel(op)
             kind = "Triton kernel" if op in kernels.OPS else "CUDA C++ kernel"
+            if op == "linear":
+                kind, why = "products by cuBLAS", why and f"products by cuBLAS, in bf16 with PyTorch's own casts: {why}"
             rows.append(OpReport(op, "fused" if why is None else "reference", why or kind))
         elif op == "linear":
             rows.append(OpReport(op, "fused", f"float32 products by {torch.ops.smartcs.linear_library()}"))

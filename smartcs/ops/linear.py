@@ -104,13 +104,15 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight, bias = parameter(weight), parameter(bias)
     dtype = compute_dtype(x) if x.device.type == "cpu" else x.dtype
     wide_bias = None if bias is None else bias.to(dtype)
-    implementation = _Linear.apply if use_fused("linear", x) else linear_reference
+    # On a GPU the reference is cuBLAS.
+    fused = x.device.type == "cpu" and use_fused("linear", x)
+    implementation = _Linear.apply if fused else linear_reference
     return implementation(x.to(dtype), weight.to(dtype), wide_bias).to(x.dtype)
 
 
 def _rounded(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, out_dtype: torch.dtype) -> Tensor:
     """The same in bf16 mode."""
-    if not use_fused("linear", x) or not has_bf16_products():
+    if not use_fused("linear", x) or (x.device.type == "cpu" and not has_bf16_products()):
         return linear_rounded_reference(x, parameter(weight), parameter(bias), gelu, out_dtype)
     # By the weight itself, of which `parameter` may make an alias. Nothing can be looked up while a graph is traced.
     packed = None if torch.compiler.is_compiling() else entry(weight)
@@ -235,7 +237,8 @@ def _form(weight: Tensor, packed: PackedWeight | None, *, transposed: bool) -> T
     if packed is None:
         form: Tensor = torch.ops.smartcs.pack_weight(weight.contiguous(), transposed)
         return form
-    return packed.get(weight, transposed=transposed)
+    # A GPU's products read one form both ways.
+    return packed.get(weight, transposed=transposed and weight.device.type == "cpu")
 
 
 def register_fakes() -> None:
@@ -256,6 +259,8 @@ def register_fakes() -> None:
 
     @torch.library.register_fake("smartcs::pack_weight")
     def _(weight, transposed):  # type: ignore[no-untyped-def]
+        if weight.device.type == "cuda":
+            return torch.empty_like(weight, dtype=torch.bfloat16)
         outputs, inputs = weight.shape
         columns, depth = (inputs, outputs) if transposed else (outputs, inputs)
         size = -(-columns // _PANEL) * _PANEL * -(-depth // _DEPTH_STEP) * _DEPTH_STEP

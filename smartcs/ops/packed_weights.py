@@ -1,10 +1,11 @@
 """Weights rounded to bfloat16 in the order the fused products read them, made once per change of the weight.
 
-A weight W (N outputs, K inputs) has two packed forms: "forward" for y = x W^T and "transposed" for dx = dy W. The
-layouts are in csrc/cpu/bf16_layout.h. Both are made when they are first needed and again after the weight has changed,
-which its version counter or storage tells: every in-place operation counts, and so does loading a checkpoint. Writing
-through ``weight.data`` does not (autograd would not notice either): use ``torch.no_grad()`` instead. Optimizers may
-write as they like, torch's fused ones do not count either: after a step a hook does.
+A weight W (N outputs, K inputs) has two packed forms: "forward" for y = x W^T and "transposed" for dx = dy W, in the
+layouts of csrc/cpu/bf16_layout.h; on a GPU one form serves both, W in bfloat16. They are made when they are first
+needed and again after the weight has changed, which its version counter or storage tells: every in-place operation
+counts, and so does loading a checkpoint. Writing through ``weight.data`` does not (autograd would not notice either):
+use ``torch.no_grad()`` instead. Optimizers may write as they like, torch's fused ones do not count either: after a step
+a hook does.
 
 smartcs' AdamW writes the packed forms in the pass that updates the weight, see `buffers` and `written`.
 """

@@ -19,7 +19,7 @@ FIGURES = {
     "score": "Score",
 }
 LOSSES = {"sst": "cross entropy", "qqp": "binary cross entropy", "sts": "mean squared error"}
-PARTS = {"data": "Data", "forward": "Forward", "backward": "Backward", "optimizer": "Optimizer"}
+PARTS = {"data": "Data", "forward": "Forward", "backward": "Backward", "optimizer": "Optimizer", "step": "Step"}
 _MASKED_LOSS = "cross entropy at hidden word pieces"
 _MARKERS = {"sst_accuracy": "o", "qqp_accuracy": "s", "sts_pearson": "^", "score": "D"}
 FIGURE_COLOURS = {**{name: COLOURS[task] for task, name in METRICS.items()}, "score": COLOURS["score"]}
@@ -167,6 +167,9 @@ def time_parts(run: RunData) -> Picture | None:
     if total <= 0:
         return None
     meanwhile = "" if background is None else f" Batches were prepared meanwhile, in {background:,.1f} s of one core."
+    passes = "With SMART, forward includes the perturbed passes and the search for the perturbation."
+    if "step" in seconds:
+        passes = "On a GPU a step is timed as a whole."
     figure, axes = new_figure(4.5, 0.95 + 0.34 * len(seconds))
     for row, value in enumerate(seconds.values()):
         axes.barh(row, value, height=0.62, color=COLOURS["ours"], alpha=0.85)
@@ -184,8 +187,7 @@ def time_parts(run: RunData) -> Picture | None:
     return finish(
         figure,
         "time-parts",
-        f"The {total:,.1f} s of the training steps by part. With SMART, forward includes the perturbed passes and the "
-        f"search for the perturbation. Evaluation and loading are not in it.{meanwhile}",
+        f"The {total:,.1f} s of the training steps by part. {passes} Evaluation and loading are not in it.{meanwhile}",
     )
 
 

@@ -153,7 +153,7 @@ class SmartRegularizer:
         self.loss, self.inner_loss, self.inner_reduction = loss, inner_loss, inner_reduction
         self.detach_targets, self.detach_clean = detach_targets, detach_clean
         self.last: SmartStep | None = None
-        self._means = RunningMeans(_OWNER, _MEANS)
+        self.means = RunningMeans(_OWNER, _MEANS)
 
     def __call__(
         self,
@@ -224,25 +224,21 @@ class SmartRegularizer:
             "steps", "fallbacks" (steps that were not finite and contributed nothing), and the means over the others
             of "adversarial_alignment", "perturbation_norm" and "regulariser", 0 where there were none.
         """
-        finite, means = self._means.means()
-        return {"steps": self._means.steps, "fallbacks": self._means.steps - finite, **means}
-
-    def replayed(self) -> None:
-        """Counts a step that ran again as a CUDA graph; the graph itself counts what is on the device."""
-        self._means.steps += 1
+        finite, means = self.means.means()
+        return {"steps": self.means.steps, "fallbacks": self.means.steps - finite, **means}
 
     def state_dict(self) -> dict[str, float]:
         """Numbers that JSON holds, from which a resumed run continues: the statistics and the noise's counter."""
-        return self._means.state_dict()
+        return self.means.state_dict()
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continues from a `state_dict`. Raises ValueError naming missing and unknown keys."""
-        self._means.load_state_dict(state)
+        self.means.load_state_dict(state)
 
     def _first(self, layout: Layout, noise: Tensor | None, stream: int | None, stream_offset: Tensor | None) -> Tensor:
         """The v to begin with, (N, C)."""
         if noise is None:
-            stream = self._means.steps if stream is None else stream
+            stream = self.means.steps if stream is None else stream
             return layout.noise(self.noise_std, self.seed, stream, stream_offset)
         check_like(_OWNER, "noise", noise, layout.shape, layout.like.reshape(layout.shape), "the embeddings")
         return layout.rows(noise)
@@ -335,7 +331,7 @@ class SmartRegularizer:
         value = torch.where(finite, value, torch.zeros_like(value))
         seen = [torch.where(finite, t, torch.zeros_like(t)) for t in (value.detach(), alignment, size)]
         self.last = SmartStep(seen[0], seen[1], seen[2], finite)
-        self._means.add((alignment, size, value), finite)
+        self.means.add((alignment, size, value), finite)
         return value
 
     def _last_size(self) -> float:

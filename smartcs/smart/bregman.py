@@ -97,7 +97,7 @@ class BregmanAnchor:
         self._forward = _call if forward is None else forward
         self._updates = 0
         self._match: _Match | None = None
-        self._means = RunningMeans(_OWNER, _MEANS)
+        self.means = RunningMeans(_OWNER, _MEANS)
 
     def divergence(
         self, output: Tensor, *inputs: Any, loss: Smoothness | PairLoss | None = None, **kwargs: Any
@@ -129,7 +129,7 @@ class BregmanAnchor:
         else:
             check_like(_OWNER, "output", output, target.shape, target, "the anchor's output")
             value = smoothness_loss(output, target, loss, detach_targets=self.detach_targets)
-        self._means.add((value.detach(),), torch.isfinite(value.detach()))
+        self.means.add((value.detach(),), torch.isfinite(value.detach()))
         return value
 
     @torch.no_grad()
@@ -179,24 +179,20 @@ class BregmanAnchor:
                 target.copy_(source)
         self._updates += 1
 
-    def replayed(self) -> None:
-        """Counts a divergence that was computed again as a CUDA graph."""
-        self._means.steps += 1
-
     def statistics(self) -> dict[str, float]:
         """Waits for the device.
 
         Returns:
             "steps", the divergences computed so far, and "anchor_divergence", the mean of those that were finite.
         """
-        return {"steps": self._means.steps, **self._means.means()[1]}
+        return {"steps": self.means.steps, **self.means.means()[1]}
 
     def state_dict(self) -> dict[str, Any]:
         """{"weights": the anchor's, "updates": optimizer steps seen, "means": numbers that JSON holds}."""
         return {
             "weights": self.anchor.state_dict(),
             "updates": self._updates,
-            "means": self._means.state_dict(),
+            "means": self.means.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,7 +208,7 @@ class BregmanAnchor:
                 f"{_OWNER}: the state has the keys {', '.join(sorted(state)) or 'none'}, "
                 f"expected {', '.join(sorted(expected))}"
             )
-        self._means.load_state_dict(state["means"])
+        self.means.load_state_dict(state["means"])
         self.anchor.load_state_dict(state["weights"])
         self._updates = int(state["updates"])
 

@@ -38,7 +38,7 @@ def choose_recorder(wanted: CudaGraphs, device: torch.device, shape: BertConfig)
         raise UsageError(f"cuda_graphs is on, but steps cannot be recorded: {obstacle}")
     if wanted == "off" or obstacle:
         return None, obstacle or "cuda_graphs is off"
-    return CudaRecorder(device), ""
+    return CudaRecorder(device, required=wanted == "on"), ""
 
 
 def describe_device(device: torch.device, not_recorded: str) -> str:

@@ -11,6 +11,7 @@ function runs on the same inputs, so its numbers are the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,10 +28,17 @@ from smartcs.training.steps import Loss
 
 _ALIGNMENT = 16  # bytes; what kernels read at once
 _WARM_UP = 2  # steps of a shape before it is recorded: they compile kernels and make the optimizer's state
+_MOST_GRAPHS = 128  # thousands of launches each, kept by the driver; batches of rarer shapes are launched
 
 
 class Recorder(Protocol):
-    """Records what a function does on the device, without doing it."""
+    """Records what a function does on the device, without doing it.
+
+    Attributes:
+        required: whether a step that cannot be recorded is an error.
+    """
+
+    required: bool
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """What does it, every time it is called, and the tensor that holds the function's result then."""
@@ -42,7 +50,8 @@ class Recorder(Protocol):
 class CudaRecorder:
     """CUDA graphs that share one pool of memory, since no two run at a time."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, required: bool = False) -> None:
+        self.required = required
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -144,6 +153,7 @@ class DeviceStep:
         Returns:
             The terms of the `Loss` as numbers, and the gradients' norm.
         """
+        self.objective.model.bert.check_length(encoded)
         filled, anchor = encoded.filled(), self.objective.anchor_of(task)
         values = {
             "input_ids": filled.input_ids,
@@ -163,6 +173,7 @@ class DeviceStep:
             shape.inputs.send(values)
             self._run(task, shape)
             *numbers, norm = shape.output.tolist()
+        self._weights_changed()
         if anchor is not None:
             anchor.moved()
         terms: list[float | None] = [None] * len(Loss._fields)
@@ -172,19 +183,35 @@ class DeviceStep:
 
     def _run(self, task: str, shape: _Shape) -> None:
         shape.runs += 1
-        if self.recorder is None or shape.runs <= _WARM_UP:
+        if shape.replay is not None:
+            self.objective.replayed(task)
+        elif self.recorder is not None and shape.runs > _WARM_UP and self.recorded < _MOST_GRAPHS:
+            self._record(task, shape, self.recorder)
+        if shape.replay is None:
             shape.output = self._step(task, shape)
             return
-        if shape.replay is None:
-            shape.replay, shape.output = self.recorder(lambda: self._step(task, shape))
-            self.recorded += 1
-        else:
-            self.objective.replayed(task)  # recording has counted the first
         shape.replay()
         self.replayed += 1
 
+    def _record(self, task: str, shape: _Shape, recorder: Recorder) -> None:
+        """Makes the shape's graph; where that fails, and it may, there is none, nor any later."""
+        counts = self.objective.counts()
+        try:
+            shape.replay, shape.output = recorder(lambda: self._step(task, shape))
+            self.recorded += 1
+        except RuntimeError as error:
+            if recorder.required:
+                raise
+            # The failed recording has changed nothing but what the host keeps.
+            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.recount(counts)
+            self.recorder = None
+            cause = error if error.__context__ is None else error.__context__
+            warnings.warn(f"smartcs: steps are not recorded as CUDA graphs any more: {cause}", stacklevel=2)
+
     def _step(self, task: str, shape: _Shape) -> Tensor:
         """The terms and the norm, in one tensor."""
+        self._weights_changed()  # a form of theirs made before the recording would be old at its replay
         there = shape.inputs.device
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
@@ -199,6 +226,15 @@ class DeviceStep:
         shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
         terms = [term.detach() for term in loss if term is not None]
         return torch.stack([term.double() for term in (*terms, self.optimizer.grad_norm)])
+
+    def _weights_changed(self) -> None:
+        """Lets everybody know who keeps what was made of the weights: a graph writes to them behind torch's back."""
+        models = (
+            [self.objective.model]
+            if self.objective.anchor is None
+            else [self.objective.model, self.objective.anchor.anchor]
+        )
+        torch.autograd.graph.increment_version([p for model in models for p in model.parameters()])
 
     def _guard(self, total: Tensor) -> None:
         """Lets a loss that is not finite into a gradient, whose norm then keeps the optimizer from doing anything."""

@@ -17,6 +17,7 @@ from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.random import DropoutKey
 from smartcs.smart import BetaSchedule, BregmanAnchor, SmartRegularizer, Smoothness, WeightSchedule
 from smartcs.smart.gate import known_to_fail
+from smartcs.smart.running_means import RunningMeans
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.metrics import task_loss
@@ -112,9 +113,22 @@ class Objective:
     def replayed(self, task: str) -> None:
         """Counts, of a step on a batch of `task` that ran again as a CUDA graph, what is counted on the host."""
         if task in self.regularizers:
-            self.regularizers[task].replayed()
+            self.regularizers[task].means.steps += 1
         if self.anchor is not None and task in self.config.bregman_tasks:
-            self.anchor.replayed()
+            self.anchor.means.steps += 1
+
+    def counts(self) -> list[int]:
+        """All that is counted on the host, for `recount`."""
+        return [means.steps for means in self._means()]
+
+    def recount(self, counts: list[int]) -> None:
+        """Takes the counts back to what they were."""
+        for means, steps in zip(self._means(), counts, strict=True):
+            means.steps = steps
+
+    def _means(self) -> list[RunningMeans]:
+        means = [regularizer.means for regularizer in self.regularizers.values()]
+        return means if self.anchor is None else [*means, self.anchor.means]
 
     def metrics(self) -> dict[str, Any]:
         """`smart`: per task steps, fallbacks and means; `bregman`: steps and mean divergence; None where not used."""

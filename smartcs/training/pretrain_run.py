@@ -98,7 +98,7 @@ class _PretrainRun:
         refuse_own_model(self.folder, model_name(config.model))
         clear_folder(self.folder)
         ops = "fused" if config.fused else "reference"
-        self._say(f"{self.trainer.describe()}, {ops} ops, seed {config.seed}, {self.arithmetic}")
+        self._say(f"{self.trainer.describe()}, {ops} ops, seed {config.seed}, {self.arithmetic}, on {self.device.type}")
         self._say(f"output: {self.folder}")
         with stop_on_signals() as stop:
             metrics = self._pretrain(stop)
@@ -141,6 +141,7 @@ class _PretrainRun:
             "seconds_total": perf_counter() - self.begin,
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
+            "device": self.device.type,
             "data": {
                 "source": self.data.source,
                 "examples": {

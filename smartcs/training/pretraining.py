@@ -87,7 +87,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
             name: MaskedTask(dev[name], self.masker, _FIRST_DEV_STEP + number) for number, name in enumerate(names)
         }
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and no GPU's
             self.model = MaskedLanguageModel(bert, settings.head)
         optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
         sampler = RoundRobinSampler(

@@ -132,8 +132,7 @@ class _Run:
             try:
                 self._pretrain(stop)
                 self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder))
-                if self.device.type == "cuda":
-                    self._say(f"device: {describe_device(self.device, self.not_recorded)}")
+                self._say(f"device: {describe_device(self.device, self.not_recorded)}")
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
@@ -306,6 +305,7 @@ class _Run:
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
             "device": describe_device(self.device, self.not_recorded),
+            "graphs": trainer.graphs(),
             "data": {
                 "source": self.data.source,
                 "sha256": data_digest(self.encoded),

@@ -68,7 +68,7 @@ def build_model(config: TrainConfig) -> MultitaskBert:
     heads = HeadConfig(sst_head=config.sst_head, dropout=config.head_dropout, cosine=config.cosine)
     name = model_name(config.model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # and no GPU's
         if name == SMALL_MODEL:
             tokenizer = sample_tokenizer()
             shape = replace(SMALL_BERT, vocab_size=tokenizer.get_vocab_size())

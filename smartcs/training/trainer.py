@@ -15,7 +15,6 @@ from smartcs.data.packing import PackedBatch
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import get_backend
-from smartcs.ops.random import DropoutKey
 from smartcs.smart import BregmanAnchor
 from smartcs.training.config import TrainConfig
 from smartcs.training.device_step import DeviceStep, Recorder
@@ -64,26 +63,31 @@ class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
         with _sparse_gradient(self.model, self.device_step is None and get_backend() == "fused"):
             yield from super().epoch()
 
+    def graphs(self) -> dict[str, int] | None:
+        """How many CUDA graphs were recorded, and how many steps they took; None on the CPU."""
+        steps = self.device_step
+        return None if steps is None else {"recorded": steps.recorded, "replayed_steps": steps.replayed}
+
     def _begin(self) -> None:
         self.model.train()
 
     def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[tuple[PackedBatch, Tensor], int]:
         batch, labels = self.data[task].batch(rows)
         assert labels is not None
-        return (self.model.encoder_input(task, batch), labels), batch.num_tokens
+        return (batch, labels), batch.num_tokens
 
     def _take(self, task: str, batch: tuple[PackedBatch, Tensor], times: list[float]) -> list[float | None]:
         if self.device_step is None:
             return super()._take(task, batch, times)
-        terms, norm = self.device_step(task, *batch, self.step, self._lr_share)
+        encoded, labels = self.model.encoder_input(task, batch[0]), batch[1]
+        terms, norm = self.device_step(task, encoded, labels, self.step, self._lr_share)
         check_loss(task, terms)
         check_norm(task, norm)
         times.append(perf_counter())
         return terms
 
     def _loss(self, task: str, batch: tuple[PackedBatch, Tensor]) -> Loss:
-        objective, key = self.objective, DropoutKey(self.config.seed, self.step)
-        return objective.terms(task, *batch, key, objective.weight(self.step))
+        return self.objective(task, *batch, self.step)
 
     @property
     def _lr_share(self) -> float:

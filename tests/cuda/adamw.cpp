@@ -19,15 +19,9 @@ const char* adamw_step(int64_t table, int64_t count, const void* tensors, const 
                        double anchor_weight, bool measured, double max_grad_norm, int64_t chunk_count,
                        double* partial_sums, void* scalars, double* norm, double* clip) {
   using namespace smartcs::cuda;
-  const AdamWStep args{schedule,
-                       anchor_weight,
-                       measured,
-                       max_grad_norm,
-                       chunk_count,
-                       partial_sums,
-                       static_cast<AdamWScalars*>(scalars),
-                       norm,
-                       clip};
+  const AdamWStep args{
+      schedule, anchor_weight, measured, max_grad_norm, chunk_count, partial_sums, static_cast<AdamWScalars*>(scalars),
+      norm,     clip};
   const auto* first = static_cast<const AdamWTensor*>(tensors);
   const auto* own = reinterpret_cast<const AdamWNumbers*>(numbers);
   const std::vector<AdamWTensor> rows(first, first + count);

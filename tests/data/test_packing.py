@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from smartcs.data.packing import PackedBatch
+from smartcs.data.pairs import concatenate, sentences_of_pairs
 
 
 def _random_padded(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -195,3 +196,25 @@ def test_from_lists_and_to_padded_errors() -> None:
         PackedBatch.from_lists([[1], [2]], [[0]])
     with pytest.raises(ValueError, match=r"values has shape \(3, 4\), expected \(2, ...\)"):
         PackedBatch.from_lists([[1, 2]]).to_padded(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 31, 32, 33, 255, 256, 257, 1023, 1024, 1025, 1300])
+def test_filled(tokens):
+    """One inert row more, of zeros; the token count and the longest row rounded up, the examples as they were."""
+    lengths = [tokens // 2, 0, tokens - tokens // 2]
+    batch = PackedBatch.from_lists([[7] * length for length in lengths])
+    filled = batch.filled()
+    step = 32 if tokens < 256 else 64 if tokens < 1024 else 128
+    assert filled.num_tokens % step == 0 and 0 <= filled.num_tokens - tokens < step
+    assert filled.inert == 1 and filled.batch_size == 4 and filled.max_seqlen % 64 == 0
+    assert filled.max_seqlen >= int(filled.lengths.max())
+    assert filled.lengths[:3].tolist() == lengths
+    for name in ("input_ids", "token_type_ids", "position_ids"):
+        assert torch.equal(getattr(filled, name)[:tokens], getattr(batch, name))
+        assert not getattr(filled, name)[tokens:].any()
+    assert filled.to("cpu").inert == 1
+    with pytest.raises(ValueError, match="filled up already"):
+        filled.filled()
+    for use in (lambda: sentences_of_pairs(filled), lambda: concatenate(batch, filled)):
+        with pytest.raises(ValueError, match="filled up with an inert row"):
+            use()

@@ -23,14 +23,15 @@ from smartcs.ops import backend
 
 
 @contextmanager
-def on_triton(op: str) -> Iterator[None]:
-    """Within it ``op`` runs on its Triton kernels for CPU tensors, float16 included."""
+def on_triton(*ops: str) -> Iterator[None]:
+    """Within it these ops run on their Triton kernels for CPU tensors, float16 included."""
     with ExitStack() as stack:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*overrid.*")
-            stack.callback(kernels.register(op, "CPU")._destroy)
+            for op in ops:
+                stack.callback(kernels.register(op, "CPU")._destroy)
         stack.enter_context(patch.object(backend, "CPU_DTYPES", (*backend.CPU_DTYPES, torch.float16)))
-        for context in (smartcs.backend("fused"), _gpu_roundings(), _watched_memory(), _poisoned()):
+        for context in (smartcs.backend("fused"), _gpu_roundings(), _watched_memory(), poisoned()):
             stack.enter_context(context)
         yield
 
@@ -82,7 +83,7 @@ def _gpu_roundings() -> Iterator[None]:
 
 
 @contextmanager
-def _poisoned() -> Iterator[None]:
+def poisoned() -> Iterator[None]:
     """Fresh memory holds NaN, or the largest integer; only here, though others may keep these functions for longer."""
     active = True
 

@@ -5,6 +5,7 @@ import torch
 
 import smartcs
 from smartcs import BertConfig, BertModel, DropoutKey, PackedBatch
+from smartcs.model.bert import _sum_by_index, _sum_by_product
 
 SMALL = {
     "vocab_size": 50,
@@ -167,3 +168,9 @@ def test_bad_batches_are_refused(backend):
             model(batch(17))
         with pytest.raises(IndexError):
             model(PackedBatch.from_lists([[1, 50]]))
+
+
+def test_sum_by_product_is_that_by_index():
+    """What a GPU pools with, an inert row and an empty sentence included."""
+    x, sentence = torch.randn(9, 5, dtype=torch.float64), torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3])
+    torch.testing.assert_close(_sum_by_product(x, sentence, 4), _sum_by_index(x, sentence, 4))

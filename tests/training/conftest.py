@@ -21,6 +21,7 @@ def config(data_folder, encoder_folder, tmp_path):
             "batch_qqp": 8,
             "learning_rate": 1e-3,
             "report": False,
+            "device": "cpu",
         }
         return TrainConfig.from_dict({**defaults, **values})
 

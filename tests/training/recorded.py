@@ -74,6 +74,8 @@ class RecordedCalls:
         calls: how many operators each recording has.
     """
 
+    required = True
+
     def __init__(self) -> None:
         self.calls: list[int] = []
 

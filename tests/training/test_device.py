@@ -23,7 +23,7 @@ def with_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some GPU")
     monkeypatch.setattr(selection, "_on_gpu", dict.fromkeys(selection.CPU_OPS, ""))
-    monkeypatch.setattr(choice, "CudaRecorder", lambda device: f"recorder of {device}")
+    monkeypatch.setattr(choice, "CudaRecorder", lambda device, required: (str(device), required))
 
 
 def test_without_a_gpu(monkeypatch):
@@ -38,13 +38,14 @@ def test_with_a_gpu(with_a_gpu):
     assert choose_device("auto") == choose_device("cuda") == GPU and choose_device("cpu").type == "cpu"
     with smartcs.backend("fused"):
         for wanted in ("auto", "on"):
-            assert choose_recorder(wanted, GPU, BertConfig()) == ("recorder of cuda:0", "")
+            assert choose_recorder(wanted, GPU, BertConfig()) == (("cuda:0", wanted == "on"), "")
         assert choose_recorder("off", GPU, BertConfig()) == (None, "cuda_graphs is off")
     assert describe_device(GPU, "") == "Some GPU, steps replayed as CUDA graphs"
     assert describe_device(GPU, "because") == "Some GPU, steps launched kernel by kernel: because"
 
 
 OBSTACLES = {
+    "adamw runs on the reference, which waits for the device: not built": {"extension": (False, "not built")},
     "the device is the CPU": {"device": torch.device("cpu")},
     "the reference ops wait for the device": {"backend": "reference"},
     "perturb runs on the reference, which waits for the device: no nvcc": {"missing": {"perturb": "no nvcc"}},
@@ -56,6 +57,9 @@ OBSTACLES = {
 def test_steps_that_cannot_be_recorded(with_a_gpu, monkeypatch, obstacle):
     case = OBSTACLES[obstacle]
     monkeypatch.setattr(selection, "_on_gpu", {**selection._on_gpu, **case.get("missing", {})})
+    if "extension" in case:
+        monkeypatch.setattr(selection, "_on_gpu", {})
+        monkeypatch.setattr(selection, "extension_status", lambda: case["extension"])
     asked = case.get("device", GPU), case.get("shape", BertConfig())
     with smartcs.backend(case.get("backend", "fused")):
         assert choose_recorder("auto", *asked) == (None, obstacle)
