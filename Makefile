@@ -2,7 +2,7 @@
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
 # check (what CI checks besides tests), format (fixes what can be fixed), bench, measure, experiment, gpu-check,
-# gpu-model, gpu-proofs, install, install-check, cuda-build-check, clean.
+# gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format bench measure experiment gpu-check gpu-model gpu-proofs install install-check cuda-build-check clean
+.PHONY: demo test check format bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -73,6 +73,11 @@ gpu-check:
 gpu-model: $(STAMPS)/test
 	$(BIN)/python benchmarks/gpu_model.py
 	$(BIN)/python benchmarks/tables.py
+
+# What compilers say of the GPU's kernels; ARGS=--check compares and writes nothing. Needs nvcc and no GPU.
+gpu-resources: $(STAMPS)/test
+	$(BIN)/python benchmarks/gpu_resources.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py $(filter --check,$(ARGS))
 
 # What the tests of the GPU's kernels compare, for the table of docs/gpu.md; needs no GPU.
 gpu-proofs: $(STAMPS)/test

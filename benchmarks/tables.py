@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check   fails where a page is not what the rows say; needs neither torch nor network
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in README.md, docs/performance.md,
-docs/gpu.md or docs/experiment.md, whose figures must also be those of every run's metrics in results/experiment.
+docs/gpu.md, docs/gpu-resources.md or docs/experiment.md, whose figures must also be those of every run's metrics in
+results/experiment.
 The check also holds docs/profile.md to a sentence, outside its generated parts, on every op that takes more than 5 % of
 the cycle.
 """
@@ -18,11 +19,12 @@ from pathlib import Path
 import experiment_tables
 import gpu_tables
 from goals import goals_table
+from gpu_resources_table import CPP, TRITON, resources_table
 from markers import generated_part, part_names, with_part, without_parts
 from results_io import RESULTS, Row, read
 
 ROOT = RESULTS.parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources")))
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
 SHAPES = {"minilm": "MiniLM's shape, 6 x 384", "base": "BERT-base's shape, 12 x 768"}
@@ -182,6 +184,8 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "embed": lambda: embed_table(read("embed", folder)),
         "cost": lambda: cost_table(read("cost", folder)),
         "goals": lambda: goals_table(folder),
+        "gpu-resources-triton": lambda: resources_table(TRITON, folder),
+        "gpu-resources-cpp": lambda: resources_table(CPP, folder),
         **{
             name: partial(table, folder)
             for name, table in (*experiment_tables.TABLES.items(), *gpu_tables.TABLES.items())

@@ -154,20 +154,3 @@ def test_raw_backward_errors(triton_op, change, message):
     good = {"grad_y": X, "h": X, "mean": STATISTIC, "rstd": STATISTIC, "weight": ROW, "dropout_p": 0.1}
     with pytest.raises((ValueError, TypeError), match=message):
         torch.ops.smartcs.add_layer_norm_bwd(**(good | change), seed=1, stream=1, parameter_grads=True)
-
-
-@pytest.mark.parametrize(
-    ("chips", "dtypes", "columns"),
-    [((80, 100), (torch.bfloat16,), (768,)), ((90,), (torch.bfloat16,), (1, 384)), ((90,), (torch.float32,), (4096,))],
-    ids=str,
-)
-def test_compiles_without_spills(triton_op, chips, dtypes, columns):
-    from launches import check_no_spills, recorded
-
-    with recorded() as launches:
-        for dtype, count in ((dtype, count) for dtype in dtypes for count in columns):
-            values = problem((2, count)).rounded(dtype)
-            arguments = [values[name] for name in ("x", "input_bias", "residual", "weight", "bias")]
-            y, h, mean, rstd = torch.ops.smartcs.add_layer_norm_fwd(*arguments, 1e-12, 0.1, 1, 2)
-            torch.ops.smartcs.add_layer_norm_bwd(y, h, mean, rstd, arguments[3], 0.1, 1, 2, True)
-    check_no_spills(launches, chips)

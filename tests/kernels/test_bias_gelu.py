@@ -124,19 +124,3 @@ BAD = [
 def test_raw_op_errors(triton_op, change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         torch.ops.smartcs.bias_gelu_bwd(**({"grad_y": X, "x": X, "bias": ROW} | change), bias_grad=True)
-
-
-@pytest.mark.parametrize(
-    ("chips", "dtypes", "columns"),
-    [((80, 100), (torch.bfloat16,), (3072,)), ((90,), DTYPES[:2], (3072, 1))],
-    ids=str,
-)
-def test_compiles_without_spills(triton_op, chips, dtypes, columns):
-    from launches import check_no_spills, recorded
-
-    with recorded() as launches:
-        for dtype, count in ((dtype, count) for dtype in dtypes for count in columns):
-            values = problem((2, count)).rounded(dtype)
-            torch.ops.smartcs.bias_gelu_fwd(values["x"], values["bias"])
-            torch.ops.smartcs.bias_gelu_bwd(values["grad_y"], values["x"], values["bias"], True)
-    check_no_spills(launches, chips)

@@ -216,20 +216,3 @@ def test_raw_forward_errors(triton_op, change, message):
     good |= {"perturbation": None, "eps": 1e-12, "dropout_p": 0.1, "seed": 1, "stream": 1}
     with pytest.raises((ValueError, TypeError), match=message):
         torch.ops.smartcs.embedding_fwd(**(good | change))
-
-
-@pytest.mark.parametrize(
-    ("chips", "dtypes", "columns"),
-    [((80, 100), (torch.bfloat16,), (768,)), ((90,), (torch.bfloat16,), (1, 384)), ((90,), (torch.float32,), (4096,))],
-    ids=str,
-)
-def test_compiles_without_spills(triton_op, chips, dtypes, columns):
-    from launches import check_no_spills, recorded
-
-    with recorded() as launches:
-        for dtype, count in ((dtype, count) for dtype in dtypes for count in columns):
-            arguments = raw_arguments(40, count, dtype)
-            y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(*arguments, 1e-12, 0.1, 1, 2)
-            rest = *arguments[:3], h, mean, rstd, arguments[6], 30, 2, 12, 0.1, 1, 2
-            torch.ops.smartcs.embedding_bwd(y, *rest, *(True,) * 5)
-    check_no_spills(launches, chips)
