@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import experiment_tables
+import gpu_proofs
 import gpu_tables
 from goals import goals_table
 from gpu_resources_table import CPP, TRITON, resources_table
@@ -24,7 +25,10 @@ from markers import generated_part, part_names, with_part, without_parts
 from results_io import RESULTS, Row, read
 
 ROOT = RESULTS.parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources")),
+)
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
 SHAPES = {"minilm": "MiniLM's shape, 6 x 384", "base": "BERT-base's shape, 12 x 768"}
@@ -188,7 +192,7 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "gpu-resources-cpp": lambda: resources_table(CPP, folder),
         **{
             name: partial(table, folder)
-            for name, table in (*experiment_tables.TABLES.items(), *gpu_tables.TABLES.items())
+            for name, table in {**experiment_tables.TABLES, **gpu_tables.TABLES, **gpu_proofs.TABLES}.items()
         },
     }
 

@@ -274,7 +274,7 @@ BAD = [
     ({"grad_out": QKV[:4, 0]}, r"grad_out has shape \(4, 2, 4\), expected \(5, 2, 4\)"),
     ({"grad_out": torch.zeros(5, 2, 4).double()}, "grad_out has dtype torch.float64, expected torch.float32 like qkv"),
     ({"lse": torch.zeros(5, 1)}, r"lse has shape \(5, 1\), expected \(5, 2\)"),
-    ({"lse": torch.zeros(5, 2).bfloat16()}, "lse has dtype torch.bfloat16, expected torch.float32 for qkv of torch.float32"),
+    ({"lse": torch.zeros(5, 2).bfloat16()}, "lse has dtype torch.bfloat16, expected torch.float32 for qkv"),
 ]
 
 
