@@ -203,12 +203,20 @@ def _linear_bf16_fwd(call: Call) -> list[Launch]:
     low, y, z = _matrix(rows, inputs, torch.bfloat16), call.results[0], call.results[2]
     followed = bool(bias) or call.arguments["gelu"]
     result = _matrix(rows, outputs, torch.float32 if followed else y.dtype)
-    found = [product("linear_bf16 product", low, _matrix(inputs, outputs, torch.bfloat16), result)]
+    found = _summed_product(low, _matrix(inputs, outputs, torch.bfloat16), result)
     if x.dtype != torch.bfloat16:
         found.insert(0, Launch("linear_bf16 cast", x.bytes + low.bytes))
     if followed:
         found.append(Launch("linear_bf16 epilogue", result.bytes + size(bias) + y.bytes + z.bytes))
     return found
+
+
+def _summed_product(a: Spec, b: Spec, result: Spec) -> list[Launch]:
+    """Into float32, and from there into bfloat16 where that is wanted."""
+    if result.dtype != torch.bfloat16:
+        return [product("linear_bf16 product", a, b, result)]
+    wide = _matrix(*result.shape, torch.float32)
+    return [product("linear_bf16 product", a, b, wide), Launch("linear_bf16 cast", wide.bytes + result.bytes)]
 
 
 def _linear_bf16_bwd(call: Call) -> list[Launch]:
@@ -222,9 +230,9 @@ def _linear_bf16_bwd(call: Call) -> list[Launch]:
         moved, sums = grad_y.bytes + size(z) + dz.bytes, 1 if call.arguments["need_bias"] else 0
         found += _with_sums("linear_bf16 gradient", moved, rows, outputs, sums)
     if call.arguments["need_x"]:
-        found.append(product("linear_bf16 product", dz, _matrix(outputs, inputs, low), dx))
+        found += _summed_product(dz, _matrix(outputs, inputs, low), dx)
     if call.arguments["need_weight"]:
-        found.append(product("linear_bf16 product", _matrix(outputs, rows, low), _matrix(rows, inputs, low), dw))
+        found += _summed_product(_matrix(outputs, rows, low), _matrix(rows, inputs, low), dw)
     return found
 
 
