@@ -61,6 +61,8 @@ OTHERS = {
     "kernels/test_philox.py": "the generator in Triton, bit for bit",
     "cuda/test_emulation.py": "the emulation notices races, lost barriers and foreign memory",
     "cuda/test_compiles.py": "nvcc takes every C++ kernel, warnings are errors",
+    "kernels/test_resources.py": "Triton kernels compiled for three chips: every launch is recorded, figures "
+    "and spills are the recorded ones",
     "gpu/test_ops.py": "what `make gpu-check` runs on a device, rehearsed: every op",
     "gpu/test_adamw.py": "the same: AdamW",
     "gpu/test_random.py": "the same: masks and noise are the CPU's",

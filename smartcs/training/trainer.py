@@ -26,7 +26,7 @@ from smartcs.training.steps import DEVICE_PARTS, PARTS, Loss, Step, StepLoop, ch
 class Trainer(StepLoop[tuple[PackedBatch, Tensor]]):
     """Trains a model on encoded tasks; evaluation, files and messages are others' business (see `run`).
 
-    Two trainers of equal config, data and initial weights take the same steps, bit for bit on one machine and
+    Two trainers of equal config, data and initial weights take the same steps, bit for bit on one CPU and
     number of threads, and within rounding on the two backends: batches, noise and dropout masks follow from the seed.
 
     Args:

@@ -13,28 +13,19 @@ import smartcs
 COLUMNS = (1, 70) if REHEARSAL else (1, 64, 65, 200, 768)
 LENGTHS = (16,) if REHEARSAL else (1, 16, 128)
 NAMED = NAMES[-1:] if REHEARSAL else NAMES
+MASKS = {"add_layer_norm": layer_norm_mask, "embedding": embedding_mask}
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
 @pytest.mark.parametrize(("seed", "stream"), NAMED)
 @pytest.mark.parametrize("p", [0.1, 1 / 3])
-def test_layer_norm_masks(p, seed, stream, dtype):
-    """Its factors, too; dropped in backward is what was dropped in forward."""
+@pytest.mark.parametrize("op", MASKS)
+def test_masks_of_rows(op, p, seed, stream, dtype):
+    """Their factors, too; dropped in backward is what was dropped in forward."""
     for columns in COLUMNS:
         name = p, seed, stream, dtype
-        with fused("add_layer_norm"), torch.device(DEVICE):
-            factors = layer_norm_mask(5, columns, *name)
-        assert torch.equal(factors.cpu(), expected_mask(0, 5, columns, *name))
-
-
-@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
-@pytest.mark.parametrize(("seed", "stream"), NAMED)
-@pytest.mark.parametrize("p", [0.1, 1 / 3])
-def test_embedding_masks(p, seed, stream, dtype):
-    for columns in COLUMNS:
-        name = p, seed, stream, dtype
-        with fused("embedding"), torch.device(DEVICE):
-            factors = embedding_mask(5, columns, *name)
+        with fused(op), torch.device(DEVICE):
+            factors = MASKS[op](5, columns, *name)
         assert torch.equal(factors.cpu(), expected_mask(0, 5, columns, *name))
 
 

@@ -11,7 +11,6 @@ from training.recorded import RecordedCalls, Waits
 import smartcs
 from smartcs._extension import extension_status
 from smartcs.data.packing import PackedBatch
-from smartcs.ops.random import DropoutKey
 from smartcs.smart import adversarial
 from smartcs.training import device_step, objective
 from smartcs.training.device_step import DeviceStep, Inputs
@@ -148,10 +147,6 @@ def test_an_optimizer_that_does_not_measure_is_refused(trainer):
     made = trainer("host")
     with pytest.raises(ValueError, match="DeviceStep: optimizer has max_grad_norm None"):
         DeviceStep(made.objective, made.optimizer, 0, torch.device("cpu"))
-
-
-def test_offset_of_a_step():
-    assert DropoutKey(1, 0).stream(7) + DropoutKey.offset_of(9) == DropoutKey(1, 9).stream(7)
 
 
 def test_rounded_weights_are_those_of_the_step(like_a_gpu, trainer):
