@@ -161,7 +161,7 @@ class DeviceStep:
             "position_ids": filled.position_ids,
             "cu_seqlens": filled.cu_seqlens,
             "labels": labels,
-            "offset": torch.tensor(DropoutKey.offset_of(step)),
+            "counter_offset": torch.tensor(DropoutKey.offset_of(step)),
             "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
             "schedule": torch.tensor([lr_share, anchor.next_weight() if anchor else 0.0], dtype=torch.float64),
         }
@@ -216,7 +216,7 @@ class DeviceStep:
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
         )
-        key = DropoutKey(self.seed, 0, there["offset"])
+        key = DropoutKey(self.seed, 0, there["counter_offset"])
         loss = self.objective.terms(task, batch, there["labels"], key, there["smart_weight"])
         loss.total.backward()
         self._guard(loss.total.detach())
