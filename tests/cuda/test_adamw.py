@@ -41,10 +41,8 @@ class Table:
     def __init__(self, library, memory, tensors, max_grad_norm, anchor_weight, schedule, table):
         self.library, self.memory, self.tensors = library, memory, tensors
         self.schedule = None if schedule is None else memory.place(schedule)
-        self.placed = [
-            {name: memory.place(getattr(e, name)) for name in (*STATE, "grad", "packed") if getattr(e, name) is not None}
-            for e in tensors
-        ]
+        names = (*STATE, "grad", "packed")
+        self.placed = [{n: memory.place(t) for n in names if (t := getattr(e, n)) is not None} for e in tensors]
         rows, chunks, size = [], 0, library.code.adamw_chunk()
         for e, own in zip(tensors, self.placed, strict=True):
             count = e.parameter.numel()
