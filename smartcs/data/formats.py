@@ -137,7 +137,8 @@ def load_file(path: str | Path, task: TaskSpec, *, labels_optional: bool = False
             skipped.append(SkippedRow(str(file), number, problem))
             continue
         if label_column is not None:
-            label = float(row[label_column])
+            # strip() takes more for white space than float() does, such as the separators U+001C to U+001F.
+            label = float(row[label_column].strip())
             if not 0 <= label <= task.high or (task.integral and label != int(label)):
                 raise DataError(
                     f"{file}, line {number}: {task.label_column} is {row[label_column].strip()!r}, "

@@ -243,6 +243,11 @@ def test_missing_folder_and_files(tmp_path: Path) -> None:
         load_file(tmp_path / "gone.csv", SST)
 
 
+def test_label_between_separators(tmp_path: Path) -> None:
+    """What strip() takes off and float() does not."""
+    assert load_file(_sst(tmp_path, "0\ta\tgood\t\x1c3\x1f"), SST).labels.tolist() == [3]
+
+
 # Sizes.
 
 
