@@ -15,9 +15,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
 
 #include <algorithm>
 #include <cmath>
@@ -223,10 +220,6 @@ inline void Machine::run_block(int threads) {
   }
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = fibers_[t];
-#ifdef __SANITIZE_ADDRESS__
-    // A kernel that ended was jumped out of, and AddressSanitizer still guards its frames.
-    __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
-#endif
     fiber.start = fresh_;
     fiber.start.uc_stack.ss_sp = fiber.stack.get();
     fiber.start.uc_stack.ss_size = kStackBytes;

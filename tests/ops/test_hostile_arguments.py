@@ -62,7 +62,7 @@ def test_rows_without_columns(fused):
     assert [t.shape for t in results] == [TALL.shape, (0, 0), (0,)]
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 2**62, 1), (0, 3, 0, 4), (0, 3, 4, 0)])
+@pytest.mark.parametrize("shape", [(0, 3, 2**60, 1), (0, 3, 0, 4), (0, 3, 4, 0)])
 def test_heads_without_tokens(fused, shape):
     qkv = torch.empty(shape)
     with pytest.raises(RuntimeError, match="attention: qkv has shape .* expected"):

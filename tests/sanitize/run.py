@@ -178,7 +178,9 @@ def mutated(mutant: Mutant, package: Path) -> Path:
         command = entry["command"].replace(str(source), file.name).replace(entry["output"], str(compiled))
         subprocess.run(command, shell=True, check=True, cwd=build_folder)
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    asked = subprocess.run([str(ninja), "-t", "commands", "-s", "_ops.so"], cwd=build_folder, capture_output=True, text=True)
+    asked = subprocess.run(
+        [str(ninja), "-t", "commands", "-s", "_ops.so"], cwd=build_folder, capture_output=True, text=True
+    )
     link = asked.stdout.strip().splitlines()[-1]
     link = link.replace(entry["output"], str(compiled)).replace("-o _ops.so", f"-o {target}/smartcs/_ops.so")
     subprocess.run(link, shell=True, check=True, cwd=build_folder)
@@ -187,7 +189,9 @@ def mutated(mutant: Mutant, package: Path) -> Path:
 
 def run_mutant(mutant: Mutant, package: Path) -> dict[str, Any]:
     """Whether the sanitizer says what it must of the mistake."""
-    code = f"import torch, smartcs; torch.set_num_threads(2); ops = torch.ops.smartcs; [{mutant.code} for _ in range(20)]"
+    code = (
+        f"import torch, smartcs; torch.set_num_threads(2); ops = torch.ops.smartcs; [{mutant.code} for _ in range(20)]"
+    )
     whole = python(mutant.sanitizer, package, "-c", code)
     answer = python(mutant.sanitizer, mutated(mutant, package), "-c", code)
     caught = whole.returncode == 0 and answer.returncode != 0 and mutant.says in answer.stdout + answer.stderr
