@@ -191,8 +191,8 @@ at::Tensor adamw_step(at::TensorList params, const OptionalTensors& grads, const
   for (size_t i = 0; i < params.size(); ++i) tasks.push_back(task_of(lists, i, now.anchor_weight));
   // Everything is checked. Gradients are read before anything is written.
   for (size_t i = 0; i < tasks.size(); ++i) {
-    if (const auto rows = lists.rows(i); rows.has_value() && tasks[i].row_flags != nullptr) {
-      const std::optional<at::Tensor> values = grads[i];
+    const std::optional<at::Tensor> values = grads[i], rows = lists.rows(i);
+    if (values.has_value() && rows.has_value() && tasks[i].row_flags != nullptr) {
       tasks[i].sparse = adamw::coalesced(tasks[i], *values, *rows, params[i].size(0));
     }
   }

@@ -82,7 +82,7 @@ def _change(root: list[Any], reader: Reader) -> None:
     elif kind == 5:
         parent[key] = reader.take(reader.byte() % 16).decode("utf-8", "replace")
     elif parent is root:
-        root[0] = NASTY[reader.below(len(NASTY))]
+        root[0] = copy.deepcopy(NASTY[reader.below(len(NASTY))])
     elif kind == 6:
         del parent[key]
     elif isinstance(parent, dict):
