@@ -18,7 +18,7 @@ FLOAT, LONG = 4, 8  # bytes
 ROWS_PER_PARTIAL = 8  # kernels/rows.py
 PIECE = 32  # kernels/row_sums.py
 WHOLE_KEYS = 64  # kernels/tiles.py: 16-bit keys that one block holds
-ADAMW_TENSORS = 480  # csrc/cuda/adamw.cuh
+ADAMW_TENSORS = 432  # csrc/cuda/adamw.cuh
 # How many kernels torch's functions are on small inputs is assumed, here and in _SEVERAL and _index_put.
 SORT = 4  # values copied, places numbered, sorted in one block, places gathered
 # Of (tensors, chunks) one launch of torch's _foreach_ functions takes at most, by the number of lists.
@@ -178,7 +178,7 @@ def _embedding_fwd(call: Call) -> list[Launch]:
 def _embedding_bwd(call: Call) -> list[Launch]:
     (h,) = call.specs("h")
     tokens, columns = h.shape
-    read = size(call.specs("grad_y", "h", "mean", "rstd", "weight", "stream_offset"))
+    read = size(call.specs("grad_y", "h", "mean", "rstd", "weight", "counter_offset"))
     found = _with_sums("embedding_bwd", read + h.bytes, tokens, columns, 2 if call.arguments["parameter_grads"] else 0)
     tables = [table for table in call.results[:3] if table.numel]
     if not tables:
@@ -241,11 +241,12 @@ def _adamw(call: Call) -> list[Launch]:
     # theta and both moments in and out, the gradient in: of what has a gradient, 7 times its bytes.
     updated = size(call.specs("grads"))
     still = size(parameters) - updated if anchors else 0  # read where an anchor moves
+    copies = size(call.specs("packed"))
     each = math.ceil(len(parameters) / ADAMW_TENSORS)
     kernels = {
         "squares": updated,
         "prepare": 3 * LONG * len(parameters),
-        "update": 7 * updated + still + 2 * size(anchors),
+        "update": 7 * updated + still + 2 * size(anchors) + copies,
     }
     return [Launch(f"adamw {kernel}", moved // each) for kernel, moved in kernels.items() for _ in range(each)]
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from smartcs.data.packing import PackedBatch
+from smartcs.ops import packed_weights
 from smartcs.ops.random import DropoutKey
 from smartcs.training.objective import Objective
 from smartcs.training.optim import AdamW
@@ -109,6 +110,8 @@ class _Shape:
     replay: Callable[[], None] | None = None
     output: Tensor = field(default_factory=lambda: torch.empty(0))
     terms: tuple[int, ...] = ()  # which of a Loss's terms are in the output
+    updated: list[Tensor] = field(default_factory=list)  # parameters that a step changes
+    written_packed: set[Tensor] = field(default_factory=set)  # those whose packed forms it writes
 
 
 class DeviceStep:
@@ -161,7 +164,7 @@ class DeviceStep:
             "position_ids": filled.position_ids,
             "cu_seqlens": filled.cu_seqlens,
             "labels": labels,
-            "offset": torch.tensor(DropoutKey.offset_of(step)),
+            "counter_offset": torch.tensor(DropoutKey.offset_of(step)),
             "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
             "schedule": torch.tensor([lr_share, anchor.next_weight() if anchor else 0.0], dtype=torch.float64),
         }
@@ -171,9 +174,10 @@ class DeviceStep:
         shape = self._shapes[key]
         with self.recorder.stream() if self.recorder is not None else nullcontext():
             shape.inputs.send(values)
+            packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
             self._run(task, shape)
             *numbers, norm = shape.output.tolist()
-        self._weights_changed()
+        self._weights_changed(shape)
         if anchor is not None:
             anchor.moved()
         terms: list[float | None] = [None] * len(Loss._fields)
@@ -206,35 +210,41 @@ class DeviceStep:
             self.optimizer.zero_grad(set_to_none=True)
             self.objective.recount(counts)
             self.recorder = None
+            # Nor has it packed what it seems to have packed.
+            torch.autograd.graph.increment_version(list(self.objective.model.parameters()))
             cause = error if error.__context__ is None else error.__context__
             warnings.warn(f"smartcs: steps are not recorded as CUDA graphs any more: {cause}", stacklevel=2)
 
     def _step(self, task: str, shape: _Shape) -> Tensor:
         """The terms and the norm, in one tensor."""
-        self._weights_changed()  # a form of theirs made before the recording would be old at its replay
+        # Nobody writes the anchor's packed forms: those made before a recording would be old at its replay.
+        torch.autograd.graph.increment_version(self._anchors())
         there = shape.inputs.device
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
         )
-        key = DropoutKey(self.seed, 0, there["offset"])
+        key = DropoutKey(self.seed, 0, there["counter_offset"])
         loss = self.objective.terms(task, batch, there["labels"], key, there["smart_weight"])
         loss.total.backward()
         self._guard(loss.total.detach())
+        shape.updated = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.optimizer.step(anchor=self.objective.anchor_of(task), schedule=there["schedule"])
+        shape.written_packed = self.optimizer.written_packed
         self.optimizer.zero_grad(set_to_none=True)
         assert self.optimizer.grad_norm is not None
         shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
         terms = [term.detach() for term in loss if term is not None]
         return torch.stack([term.double() for term in (*terms, self.optimizer.grad_norm)])
 
-    def _weights_changed(self) -> None:
+    def _anchors(self) -> list[Tensor]:
+        anchor = self.objective.anchor
+        return [] if anchor is None else list(anchor.anchor.parameters())
+
+    def _weights_changed(self, shape: _Shape) -> None:
         """Lets everybody know who keeps what was made of the weights: a graph writes to them behind torch's back."""
-        models = (
-            [self.objective.model]
-            if self.objective.anchor is None
-            else [self.objective.model, self.objective.anchor.anchor]
-        )
-        torch.autograd.graph.increment_version([p for model in models for p in model.parameters()])
+        torch.autograd.graph.increment_version([*shape.updated, *self._anchors()])
+        for parameter in shape.written_packed:
+            packed_weights.written(parameter)
 
     def _guard(self, total: Tensor) -> None:
         """Lets a loss that is not finite into a gradient, whose norm then keeps the optimizer from doing anything."""

@@ -9,7 +9,7 @@ from smartcs.training.run import RunResult, train
 
 @pytest.fixture
 def config(data_folder, encoder_folder, tmp_path):
-    """Makes configurations for the tiny data and model: one epoch of 8 cycles, no checkpoints, unless said otherwise."""
+    """Makes configurations for the tiny data and model, one epoch of 8 cycles without checkpoints unless said so."""
 
     def make(**values) -> TrainConfig:
         defaults = {
