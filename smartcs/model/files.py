@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from smartcs._reading import JSON_BYTES, parse_json, read_text
@@ -66,6 +67,15 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
 def text_writer(text: str) -> Writer:
     """A writer for `write_files` that stores `text` as UTF-8 with its line ends untouched."""
     return lambda path: _write_text(path, text)
+
+
+def copy_writer(source: Path) -> Writer:
+    """A writer for `write_files` that copies a file."""
+
+    def write(path: Path) -> None:
+        copyfile(source, path)
+
+    return write
 
 
 def _write_text(path: Path, text: str) -> None:

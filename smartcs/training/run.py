@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 
 from smartcs import info
+from smartcs.model.files import read_json
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.report.tensorboard import TensorBoardLog, check_available
+from smartcs.training.checkpointing import Checkpointer
 from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder, describe_device
 from smartcs.training.evaluation import Evaluation, evaluate
@@ -26,14 +28,17 @@ from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress, watch
 from smartcs.training.recipes import model_name
-from smartcs.training.record import EpochLosses, Record
+from smartcs.training.record import Record
+from smartcs.training.resume import Resumption, conditions_of
 from smartcs.training.run_folder import (
+    METRICS,
     PREDICTIONS,
     PRETRAINED,
     LossLog,
     choose_folder,
     refuse_own_model,
     start_folder,
+    stored_config,
     write_metrics,
 )
 from smartcs.training.steps import NonFiniteLossError
@@ -56,20 +61,22 @@ class RunResult:
     signal: int | None = None
 
 
-def train(config: TrainConfig, console: Console | None = None) -> RunResult:
+def train(config: TrainConfig, console: Console | None = None, resumed: Resumption | None = None) -> RunResult:
     """Trains as `config` says and writes the run's folder.
 
-    Ctrl-C or SIGTERM ends the run after the current step with usable weights: the best so far, else the current
-    ones. The process's selected backend, precision and random state are as before
+    Ctrl-C or SIGTERM ends the run after the current step with usable weights, the best so far, else the current ones,
+    and a checkpoint to go on from. The process's selected backend, precision and random state are as before
     afterwards.
 
     Args:
         config: from `TrainConfig.from_dict`, which applies recipes, or built value by value.
         console: where progress goes; stdout when left out. `Console(quiet=True)` silences it.
+        resumed: goes on with that run instead of beginning one; `config` is the run's, with what may change. On the
+            same machine and number of threads the run is, bit for bit, the one that it would have been.
 
     Raises:
         FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
-        UsageError: there is no such device, or it cannot do what is asked of it.
+        UsageError: there is no such device, or it cannot do what is asked of it; or the resumed run has other settings.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
@@ -77,7 +84,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
         device = choose_device(config.device)
         chosen = arithmetic(config.precision, device.type)
         with precision(chosen.precision):
-            return _Run(config, Console() if console is None else console, chosen, device).execute()
+            return _Run(config, Console() if console is None else console, chosen, device, resumed).execute()
 
 
 @dataclass
@@ -88,25 +95,39 @@ class _Run:
     console: Console
     arithmetic: Arithmetic
     device: torch.device
+    resumed: Resumption | None = None
     record: Record = field(default_factory=Record)
-    pretrainer: Pretrainer | None = None
+    pretrainer: Pretrainer | None = None  # until its stage is over
+    log: LossLog | None = None
+    board: TensorBoardLog | None = None
 
     def execute(self) -> RunResult:
-        config = self.config
+        config, resumed = self.config, self.resumed
         if config.tensorboard:
             check_available()
-        self.folder = choose_folder(config.output, config.overwrite)
+        self.folder = choose_folder(config.output, config.overwrite) if resumed is None else resumed.folder
+        if resumed is not None:
+            resumed.check(config)
+            if resumed.finished(config):
+                self._say(f"{self.folder} is finished: there is nothing to resume")
+                return RunResult(self.folder, read_json(self.folder / METRICS))
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
-        self.inputs = Inputs.read(config, self.device, self._say)
+        start = None if resumed is None else MultitaskBert.from_pretrained(resumed.checkpoint.folder)
+        self.inputs = Inputs.read(config, self.device, self._say, start)
         self.model = self.inputs.model
         self.recorder, self.not_recorded = choose_recorder(config.cuda_graphs, self.device, self.model.bert.config)
         self.environment = info.collect()
         # Both before anything is written: what does not fit together shows here.
         self.pretrainer = self._make_pretrainer()
         self.trainer = self._make_trainer()
-        refuse_own_model(self.folder, model_name(config.model))
-        start_folder(self.folder, config)
+        conditions = conditions_of(self.environment, describe_device(self.device, ""))
+        self.checkpoints = Checkpointer(self.folder, config, self.inputs, conditions, self._say)
+        if resumed is None:
+            refuse_own_model(self.folder, model_name(config.model))
+            start_folder(self.folder, config)
+        else:
+            self._go_on_from(resumed)
         with stop_on_signals() as stop:
             try:
                 self._pretrain(stop)
@@ -129,7 +150,7 @@ class _Run:
 
     def _make_pretrainer(self) -> Pretrainer | None:
         config, inputs = self.config, self.inputs
-        if not config.pretrain.epochs:
+        if not config.pretrain.epochs or (self.resumed is not None and not self.resumed.pretraining):
             return None
         return Pretrainer(
             self.model.bert,
@@ -147,15 +168,22 @@ class _Run:
 
     def _pretrain(self, stop: StopRequest) -> None:
         """The stage of masked language modelling, if there is one."""
-        pretrainer, self.pretrainer = self.pretrainer, None
+        pretrainer = self.pretrainer
         if pretrainer is None:
             return
         self._say(f"{pretrainer.describe()}\noutput: {self.folder}")
         folder = self.folder / PRETRAINED
         folder.mkdir(exist_ok=True)
-        with LossLog(folder, len(pretrainer.data)) as log:
+        with LossLog(folder, len(pretrainer.data), goes_on=self.resumed is not None) as self.log:
             try:
-                self.record.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
+                self.record.pretrained = pretrain(
+                    pretrainer,
+                    self.console,
+                    stop=stop,
+                    log=self.log,
+                    after_step=self._after_step,
+                    after_epoch=lambda metrics: self._save_checkpoint(),
+                )
             except NonFiniteLossError:
                 self.record.pretrained = pretrainer.metrics(diverged=True)
                 raise
@@ -163,6 +191,7 @@ class _Run:
             raise Stopped
         self.model.bert.save_pretrained(folder, self.inputs.tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
+        self.pretrainer, self.resumed = None, None
         # The optimizer's state and the anchor begin here.
         self.trainer = self._make_trainer()
 
@@ -172,24 +201,26 @@ class _Run:
         dev, test = self.inputs.encoded["dev"], self.inputs.encoded["test"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
         progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
+        goes_on = self.resumed is not None
         with ExitStack() as stack:
-            log = stack.enter_context(LossLog(self.folder, len(trainer.data)))
-            board = stack.enter_context(TensorBoardLog(self.folder)) if config.tensorboard else None
+            self.log = stack.enter_context(LossLog(self.folder, len(trainer.data), goes_on=goes_on))
+            if config.tensorboard:
+                self.board = stack.enter_context(TensorBoardLog(self.folder, trainer.step if goes_on else None))
             stack.enter_context(progress)
-            while len(record.history) < config.epochs:
-                losses = EpochLosses(trainer.data)
-                for step in trainer.epoch():
-                    log.add(step)
-                    if board is not None:
-                        board.step(step.step, step.task, step.loss, **step.terms())
+            while (epoch := len(record.history) + 1) <= config.epochs:
+                # Unless its steps were over when the run was stopped.
+                for step in trainer.epoch() if trainer.sampler.epoch < epoch else ():
+                    self.log.add(step)
+                    if self.board is not None:
+                        self.board.step(step.step, step.task, step.loss, **step.terms())
                     progress.step(step)
-                    losses.add(step)
+                    trainer.losses.add(step)
                     if stop:
                         raise Stopped
+                    if not trainer.sampler.epoch_over:
+                        self._after_step()
                 evaluation = evaluate(self.model, dev, config.eval_batch_size, watch(progress, "dev", stop))
-                self._end_of_epoch(evaluation, losses, progress)
-                if board is not None:
-                    board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
+                self._end_of_epoch(evaluation, progress)
             if test:
                 model = self.model
                 if record.best_epoch != config.epochs:
@@ -197,18 +228,56 @@ class _Run:
                 record.test = evaluate(model, test, config.eval_batch_size, watch(progress, "test", stop))
                 self._write_predictions("test", record.test)
 
-    def _end_of_epoch(self, evaluation: Evaluation, losses: EpochLosses, progress: Progress) -> None:
-        record = self.record
-        is_best = record.add_epoch(evaluation, losses, sum(self.trainer.seconds.values()))
+    def _end_of_epoch(self, evaluation: Evaluation, progress: Progress) -> None:
+        record, trainer = self.record, self.trainer
+        is_best = record.add_epoch(evaluation, trainer.losses.means(), sum(trainer.seconds.values()))
+        trainer.losses.clear()
         if is_best:
             self.model.save_pretrained(self.folder)
             self._write_predictions("dev", evaluation)
+            record.weights = self.checkpoints.best_weights(self._step)
+        if self.board is not None:
+            self.board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
         # Not only at the end: a run that is killed leaves what it has reached.
         write_metrics(self.folder, self._metrics(finished=False))
         progress.say(
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
         )
+        self._save_checkpoint()
+
+    @property
+    def _step(self) -> int:
+        """Optimizer steps so far, in both stages."""
+        if self.pretrainer is not None:
+            return self.pretrainer.step
+        return self.trainer.step + (0 if self.record.pretrained is None else self.record.pretrained["steps"])
+
+    def _after_step(self) -> None:
+        if self.checkpoints.due(self._step):
+            self._save_checkpoint()
+
+    def _save_checkpoint(self, final: bool = False) -> None:
+        if self.log is not None:
+            self.log.flush()
+            if self.board is not None:
+                self.board.flush()
+            loop = self.pretrainer or self.trainer
+            self.checkpoints.save(self._step, loop, self.record, self.log.path, final=final)
+
+    def _go_on_from(self, resumed: Resumption) -> None:
+        """Brings all to where the checkpoint was written."""
+        resumed.check_data(self.inputs)
+        for damage in resumed.damaged:
+            self._say(f"warning: passed over a damaged checkpoint: {damage}")
+        resumed.load(self.record, self.trainer, self.pretrainer)
+        resumed.restore_files(self.config)
+        self.checkpoints.last = resumed.checkpoint
+        if self.record.best is not None:
+            self._write_predictions("dev", self.record.best)
+        self._say(f"resumed at step {self._step} from {resumed.checkpoint.folder}")
+        if note := resumed.changed_conditions(self.checkpoints.conditions):
+            self._say(note)
 
     def _write_predictions(self, split: str, evaluation: Evaluation) -> None:
         ids = {name: task.ids for name, task in self.inputs.encoded[split].items()}
@@ -216,6 +285,7 @@ class _Run:
 
     def _stopped(self, stop: StopRequest) -> None:
         record = self.record
+        self._save_checkpoint(final=True)
         which = f"of epoch {record.best_epoch}, the best so far,"
         if record.best is None:
             self.model.save_pretrained(self.folder)
@@ -229,8 +299,13 @@ class _Run:
         assert stop.signal is not None
         self._say(
             f"stopped by {signal.Signals(stop.signal).name} {where}after step {step} of {total}: "
-            f"the weights {which} are in {self.folder}"
+            f"the weights {which} are in {self.folder}{self._how_to_go_on()}"
         )
+
+    def _how_to_go_on(self) -> str:
+        if self.checkpoints.last is None:
+            return ""
+        return f"; to go on from step {self.checkpoints.last.step}: python -m smartcs.train --resume {self.folder}"
 
     def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
         return {
@@ -240,7 +315,7 @@ class _Run:
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
             "device": describe_device(self.device, self.not_recorded),
-            "config": asdict(self.config),
+            "config": stored_config(self.config),
             "model": asdict(self.model.bert.config),
             "environment": self.environment,
         }
