@@ -26,6 +26,7 @@ CORPUS = HERE / "corpus"
 SHARES = {
     "json_values": 50, "data_file": 12, "model_config": 6, "pooling_config": 6, "heads_config": 6, "run_config": 3,
     "safetensors_file": 3, "shard_index": 2, "bin_file": 2, "tokenizer_json": 4, "vocabulary": 4, "metrics_json": 4,
+    "checkpoint_manifest": 4, "checkpoint_state": 4,
     "losses_csv": 4, "predictions": 4, "ops": 4,
 }  # fmt: skip
 ENDS = ("crash", "timeout", "oom", "leak")  # what libFuzzer calls an input that ended it

@@ -38,9 +38,11 @@ from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import state_dict_from_hf, state_dict_to_hf
 from smartcs.report.run_data import RunData
+from smartcs.training.checkpoint import MANIFEST, Checkpoint, _own_digest, write_checkpoint
 from smartcs.training.config import TrainConfig
 from smartcs.training.predictions import read_predictions
 from smartcs.training.run_folder import read_config
+from smartcs.training.state_files import read_state
 
 warnings.simplefilter("ignore")
 FOLDER = Path(tempfile.mkdtemp(prefix="smartcs-fuzz-"))  # a target writes a file per input: best where memory is
@@ -268,6 +270,45 @@ def vocabulary(data: bytes) -> None:
         place("vocabulary/tokenizer_config.json", b"{}")
     place("vocabulary/vocab.txt", data[1:])
     _check_tokenizer(FOLDER / "vocabulary")
+
+
+@cache
+def _checkpoint() -> dict[str, Any]:
+    """The manifest of a checkpoint, which is there."""
+    return read_json(write_checkpoint(FOLDER / "run", 3, _fill, ["step-00000002"]).folder / MANIFEST)
+
+
+def _fill(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a").write_bytes(b"1234")
+    (folder / "b").write_bytes(b"")
+
+
+@target(CheckpointError)
+def checkpoint_manifest(data: bytes) -> None:
+    valid = _checkpoint()
+    folder = FOLDER / "run" / "step-00000003"
+    content = json_of(data, {key: value for key, value in valid.items() if key != "sha256"})
+    if data and data[0] % 2 and isinstance(manifest := json.loads(content), dict):
+        # Signed by whoever changed it: its hash guards against accidents.
+        content = json.dumps({**manifest, "sha256": _own_digest(manifest)}).encode("utf-8", "surrogatepass")
+    (folder / MANIFEST).write_bytes(content)
+    found = Checkpoint.read(folder)
+    assert isinstance(found.step, int) and all("/" not in name and name.startswith("step-") for name in found.needs)
+    assert set(json.loads(content)["files"]) == {"sub/a", "b"}
+
+
+_STATE = {"format": 1, "optimizer": {"lr": {"number": "inf"}, "steps": [1, 2]}, "record": {"best": None}, "empty": {}}
+
+
+@target(CheckpointError)
+def checkpoint_state(data: bytes) -> None:
+    if not (FOLDER / "state" / "optimizer.safetensors").is_file():
+        place("state/optimizer.safetensors", safetensors_bytes({"exp_avg/w": torch.ones(2)}, Reader(b"")))
+        place("outside.safetensors", safetensors_bytes({"outside": torch.ones(2)}, Reader(b"")))
+    place("state/state.json", json_of(data, _STATE))
+    state = read_state(FOLDER / "state")
+    assert all(name.isidentifier() for name in state) and "outside" not in str(state)
 
 
 METRICS = {
