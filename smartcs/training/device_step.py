@@ -190,7 +190,7 @@ class DeviceStep:
             "position_ids": filled.position_ids,
             "cu_seqlens": filled.cu_seqlens,
             "labels": labels,
-            "offset": torch.tensor(DropoutKey.offset_of(step, first_token, first_example)),
+            "counter_offset": torch.tensor(DropoutKey.offset_of(step, first_token, first_example)),
             "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
             "schedule": schedule,
         }
@@ -260,7 +260,7 @@ class DeviceStep:
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
         )
-        key = DropoutKey(self.seed, 0, there["offset"])
+        key = DropoutKey(self.seed, 0, there["counter_offset"])
         loss: Loss = self._averaged(task, batch, there["labels"], key, there["smart_weight"])
         return loss
 
@@ -274,7 +274,7 @@ class DeviceStep:
         return self.optimizer.grad_norm.double()
 
     def _weighted(self, task: str, loss: Loss, part: Slice[TaskExamples]) -> Tensor:
-        """The terms of a slice times their weights, then those; on the device, where nobody knows yet what is finite."""
+        """The terms of a slice times their weights, then those. What is finite is known on the device alone."""
         weights = self.objective.weights(part.weight, part.tokens)
         present = [0.0 if term is None else weight for term, weight in zip(loss, weights, strict=True)]
         counts = torch.tensor(present, dtype=torch.float64, device=self.device)

@@ -1,8 +1,8 @@
 """Several processes train one model, as torchrun starts them: which of them this is, and what they agree on.
 
 Every process ("rank") holds the whole model and takes a slice of each batch; gradients are averaged by torch's
-DistributedDataParallel. Whatever decides how the run goes on (is a loss finite, has a signal come) is exchanged, so that
-all ranks decide alike and nobody waits for one that has left.
+DistributedDataParallel. Whatever decides how the run goes on (is a loss finite, has a signal come) is exchanged, so
+that all ranks decide alike and nobody waits for one that has left.
 """
 
 from __future__ import annotations
