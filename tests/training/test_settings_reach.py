@@ -9,9 +9,10 @@ import torch
 from smartcs.data.sampling import AnnealedDeterministicSampler, AnnealedSampler, RoundRobinSampler
 from smartcs.ops.precision import arithmetic
 from smartcs.training.commandline import UsageError
-from smartcs.training.config import BregmanConfig, SmartConfig, TrainConfig
+from smartcs.training.config import TrainConfig
 from smartcs.training.objective import Objective
 from smartcs.training.plan import describe_plan, idle_settings
+from smartcs.training.regulariser_config import BregmanConfig, SmartConfig
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.trainer import Trainer, make_sampler
 

@@ -1,0 +1,119 @@
+"""What a run has reached: its epochs and the best of them, and the figures in metrics.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from smartcs.training.analysis import analyse
+from smartcs.training.evaluation import Evaluation
+from smartcs.training.inputs import Inputs
+from smartcs.training.metrics import METRICS, best_by
+from smartcs.training.steps import Step
+from smartcs.training.trainer import Trainer
+
+
+class EpochLosses:
+    """Mean losses of an epoch's steps, task by task."""
+
+    def __init__(self, tasks: Iterable[str]) -> None:
+        self._sums = {task: 0.0 for task in tasks}
+        self._counts = dict.fromkeys(self._sums, 0)
+
+    def add(self, step: Step) -> None:
+        """Counts one step."""
+        self._sums[step.task] += step.loss
+        self._counts[step.task] += 1
+
+    def means(self) -> dict[str, float | None]:
+        """The mean of each task; None where it had no step."""
+        return {task: value / self._counts[task] if self._counts[task] else None for task, value in self._sums.items()}
+
+
+@dataclass
+class Record:
+    """The figures of one run.
+
+    Attributes:
+        begin: when it began, by `perf_counter`.
+        history: an entry per evaluated epoch.
+        best, best_epoch: the best of them on dev, and its number, from 1; None before the first.
+        test: the test split at the end, by the weights of the best epoch.
+        pretrained: `Pretrainer.metrics` of the stage before, if there was one.
+    """
+
+    begin: float = field(default_factory=perf_counter)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: Evaluation | None = None
+    best_epoch: int | None = None
+    test: Evaluation | None = None
+    pretrained: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return perf_counter() - self.begin
+
+    def add_epoch(self, evaluation: Evaluation, losses: EpochLosses, seconds: float) -> bool:
+        """Enters the next epoch; `seconds` are those of all steps so far. Returns whether it is the best so far."""
+        so_far = math.nan if self.best is None else best_by(self.best.figures)
+        is_best = math.isnan(so_far) or best_by(evaluation.figures) > so_far
+        epoch = len(self.history) + 1
+        if is_best:
+            self.best, self.best_epoch = evaluation, epoch
+        self.history.append(
+            {
+                "epoch": epoch,
+                **evaluation.figures,
+                "dev_losses": evaluation.losses,
+                "train_losses": losses.means(),
+                "seconds": seconds,
+                "seconds_total": self.seconds,
+            }
+        )
+        return is_best
+
+    def metrics(
+        self,
+        inputs: Inputs,
+        trainer: Trainer,
+        *,
+        finished: bool,
+        interrupted: bool = False,
+        diverged: bool = False,
+    ) -> dict[str, Any]:
+        """What metrics.json says of data, training and evaluation."""
+        seconds = sum(trainer.seconds.values())
+        figures = {**dict.fromkeys((*METRICS.values(), "score")), **(self.best.figures if self.best else {})}
+        return {
+            **figures,
+            "seconds": seconds,
+            "tokens_per_second": trainer.tokens / seconds if seconds else None,
+            "finished": finished,
+            "interrupted": interrupted,
+            "diverged": diverged,
+            "best_epoch": self.best_epoch,
+            "dev": {**(self.best.as_dict() if self.best else figures), "majority": inputs.majority},
+            "test": self.test.as_dict() if self.test else None,
+            "epochs": self.history,
+            "seconds_per_epoch": self.history[-1]["seconds"] / len(self.history) if self.history else None,
+            **trainer.objective.metrics(),
+            "pretrain": self.pretrained,
+            "analysis": self._analysis(inputs),
+            "steps": trainer.step,
+            "cycles_per_epoch": trainer.sampler.cycles,
+            "tokens": trainer.tokens,
+            "seconds_by_part": trainer.seconds_by_part(),
+            "seconds_total": self.seconds,
+            "graphs": trainer.graphs(),
+            "data": inputs.facts(),
+        }
+
+    def _analysis(self, inputs: Inputs) -> dict[str, Any] | None:
+        """Confusion, recall and histograms of the best epoch's dev predictions."""
+        if self.best is None:
+            return None
+        return analyse(self.best.predictions, {name: task.labels for name, task in inputs.encoded["dev"].items()})
