@@ -131,9 +131,7 @@ class Ranks:
         """
         if self.size == 1:
             return module
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 ALONE = Ranks()

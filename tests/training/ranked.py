@@ -118,6 +118,9 @@ def _loop(case: Case, config: TrainConfig, ranks: Ranks) -> Any:
         with torch.no_grad():
             model.bert.pooler.weight.add_(1)  # the first rank's weights must win
     train = encode_split(model, data.train, config.max_length)
+    if case.dtype == "float64":  # a loss has the precision of its labels
+        exact = {name: task.labels if name == "sst" else task.labels.astype(np.float64) for name, task in train.items()}
+        train = {name: replace(task, labels=exact[name]) for name, task in train.items()}
     if case.pretrains:
         dev = encode_split(model, data.dev, config.max_length)
         settings = replace(config.pretrain, epochs=1, dropout=True, fraction=0.15, learning_rate=1e-3)
