@@ -18,7 +18,7 @@ FLOAT, LONG = 4, 8  # bytes
 ROWS_PER_PARTIAL = 8  # kernels/rows.py
 PIECE = 32  # kernels/row_sums.py
 WHOLE_KEYS = 64  # kernels/tiles.py: 16-bit keys that one block holds
-ADAMW_TENSORS = 480  # csrc/cuda/adamw.cuh
+ADAMW_TENSORS = 432  # csrc/cuda/adamw.cuh
 # How many kernels torch's functions are on small inputs is assumed, here and in _SEVERAL and _index_put.
 SORT = 4  # values copied, places numbered, sorted in one block, places gathered
 # Of (tensors, chunks) one launch of torch's _foreach_ functions takes at most, by the number of lists.
@@ -241,11 +241,12 @@ def _adamw(call: Call) -> list[Launch]:
     # theta and both moments in and out, the gradient in: of what has a gradient, 7 times its bytes.
     updated = size(call.specs("grads"))
     still = size(parameters) - updated if anchors else 0  # read where an anchor moves
+    copies = size(call.specs("packed"))
     each = math.ceil(len(parameters) / ADAMW_TENSORS)
     kernels = {
         "squares": updated,
         "prepare": 3 * LONG * len(parameters),
-        "update": 7 * updated + still + 2 * size(anchors),
+        "update": 7 * updated + still + 2 * size(anchors) + copies,
     }
     return [Launch(f"adamw {kernel}", moved // each) for kernel, moved in kernels.items() for _ in range(each)]
 

@@ -1,6 +1,6 @@
 // adamw on the GPU: checks, the rows of the table, launch. Arithmetic: adamw.cuh.
 //
-// Packed weights, sparse gradients and row flags are the CPU's.
+// Transposed packed weights, sparse gradients and row flags are the CPU's.
 #include "adamw.cuh"
 
 #include <ATen/core/List.h>
@@ -82,14 +82,21 @@ AdamWTensor row_of(const Lists& lists, size_t i) {
                    ", expected float32 or float64");
   TORCH_CHECK(lists.grad_rows.empty() || !std::optional<at::Tensor>(lists.grad_rows[i]).has_value(), kOp, ": ",
               name_of("grad_rows", i), " is given, but sparse gradients have no CUDA kernel");
-  TORCH_CHECK(!given(lists.packed, i) && !given(lists.packed_t, i) && !given(lists.row_flags, i), kOp, ": ",
-              name_of("packed", i), ", packed_t or row_flags is given, but only CPU kernels take them");
+  TORCH_CHECK(!given(lists.packed_t, i) && !given(lists.row_flags, i), kOp, ": ", name_of("packed_t", i),
+              " or row_flags is given, but only CPU kernels take them");
   AdamWTensor row{};
   row.theta = data_or_null(parameter);
   row.size = parameter.numel();
   row.wide = dtype == at::kDouble;
   if (given(lists.anchors, i)) row.anchor = checked(lists.anchors[i], parameter, "anchors", i);
   const std::optional<at::Tensor> grad = lists.grads[i];
+  if (given(lists.packed, i)) {
+    TORCH_CHECK(grad.has_value() && !row.wide, kOp, ": ", name_of("packed", i),
+                " is given, expected a float32 parameter with a gradient");
+    const at::Tensor& low = lists.packed[i];
+    check_like(low, at::kBFloat16, parameter.sizes(), parameter.device(), kOp, name_of("packed", i).c_str());
+    row.low = static_cast<bf16*>(data_or_null(low));
+  }
   if (!grad.has_value()) return row;
   row.grad = checked(*grad, parameter, "grads", i);
   row.exp_avg = checked(lists.exp_avgs[i], parameter, "exp_avgs", i);

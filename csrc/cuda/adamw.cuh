@@ -1,5 +1,6 @@
 // One AdamW step of all parameters and their anchors on the GPU. Formulas: smartcs/ops/adamw.py, in the order of
-// torch.optim.AdamW: scaled gradient, moments, decay, step; then anchor <- anchor + weight (theta - anchor).
+// torch.optim.AdamW: scaled gradient, moments, decay, step; then the copy in bfloat16 that products read, and
+// anchor <- anchor + weight (theta - anchor).
 //
 // Three kernels for any number of tensors:
 //   1. squares: a block per chunk of 16384 numbers sums their gradient's squares in float64;
@@ -34,6 +35,7 @@ struct AdamWTensor {
   const void* grad;            // read if there is a step count
   void *exp_avg, *exp_avg_sq;  // written, likewise
   void* anchor;                // or null
+  bf16* low;                   // copy of theta, written where theta is float32 and is; or null
   void* step;                  // count of steps, float32 or, where `wide_step`, float64; null: no gradient, only the
                                // anchor moves
   int64_t size;
@@ -66,7 +68,7 @@ struct AdamWStep {
 
 constexpr int kAdamWThreads = 256;
 constexpr int64_t kAdamWChunk = 16384;
-constexpr int kAdamWTensors = 480, kAdamWGroups = 32;
+constexpr int kAdamWTensors = 432, kAdamWGroups = 32;
 
 // What one launch takes of the tensors: its arguments.
 template <int kTensors, int kGroups>
@@ -228,6 +230,9 @@ __device__ __forceinline__ void update(const AdamWStep& step, const Span& span, 
       store(exp_avg, j, span.end, m);
       store(exp_avg_sq, j, span.end, v);
       store(theta, j, span.end, t);
+      if constexpr (sizeof(A) == sizeof(float)) {
+        if (tensor.low != nullptr) store(tensor.low, j, span.end, t);
+      }
     }
     if (anchor != nullptr && weight != A(0)) {
       A a[kPack<A>];

@@ -59,9 +59,9 @@ class AdamWTensors(NamedTuple):
         exp_avg, exp_avg_sq, step: its state, written; may be None without gradient. step is 0-dim, float32 or float64.
         settings: the numbers of its group.
         anchor: like the parameter, written; or None.
-        packed, packed_t: the packed forms of the new values, see ``packed_weights``, written by the CPU's fused op; or
-            None. Only for parameters without sparse gradient. (The anchor's form is made when a product reads it: once
-            in three steps.)
+        packed, packed_t: the packed forms of the new values, see ``packed_weights``, written by the fused op; or None.
+            Only for float32 parameters with a gradient that is not sparse; on a GPU there is no packed_t. (The anchor's
+            form is made when a product reads it: once in three steps.)
         row_flags: (rows,) uint8, written; needed with a sparse gradient. HAS_MOMENTS must be set for every row whose
             moments are not 0, ANCHOR_DIFFERS for every row that does not equal its anchor, if there is one.
     """
@@ -133,7 +133,7 @@ def _fits(entry: AdamWTensors, device: torch.device) -> bool:
     fits = fits and (entry.anchor is None or entry.anchor.is_contiguous())
     if device.type == "cpu":
         return fits
-    cpu_only = entry.packed, entry.packed_t, entry.row_flags
+    cpu_only = entry.packed_t, entry.row_flags
     fits = fits and all(t is None for t in cpu_only) and (grad is None or not grad.is_sparse)
     return fits and (step is None or step.device == device)
 

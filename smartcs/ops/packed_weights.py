@@ -8,8 +8,12 @@ use ``torch.no_grad()`` instead. Optimizers may write as they like, torch's fuse
 a hook does.
 
 smartcs' AdamW writes the packed forms in the pass that updates the weight, see `buffers` and `written`.
+
+On a GPU a form stays in its place for as long as its weight has the same shape, whatever is written to either: a CUDA
+graph that reads and writes it there can be replayed, see `renew`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,17 +47,23 @@ class PackedWeight:
         if form is None or not form[1].still(weight):
             # Ordinary tensors also where evaluation packs first: training goes on with them.
             with torch.inference_mode(False), torch.no_grad():
-                form = (torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), Seen(weight))
-            self._forms[transposed] = form
+                if form is None or not _written_in_place(form[0], weight, transposed):
+                    form = torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), Seen(weight)
+            form = self._forms[transposed] = form[0], Seen(weight)
         return form[0]
 
     def present(self) -> dict[bool, Tensor]:
         """The forms that have been made, whether or not their values are the weight's."""
         return {transposed: form for transposed, (form, _) in self._forms.items()}
 
-    def renew(self, weight: Tensor) -> None:
+    def written(self, weight: Tensor) -> None:
         """All forms that have been made hold the present values of ``weight``."""
         self._forms = {transposed: (form, Seen(weight)) for transposed, (form, _) in self._forms.items()}
+
+    def renew(self, weight: Tensor) -> None:
+        """Makes the forms anew that are there and do not hold them."""
+        for transposed in self._forms:
+            self.get(weight, transposed=transposed)
 
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -100,7 +110,15 @@ def written(weight: Tensor) -> None:
     """
     found = _packed.get(weight)
     if found is not None:
-        found.renew(weight)
+        found.written(weight)
+
+
+def renew(weights: Iterable[Tensor]) -> None:
+    """Has all forms of these weights hold their present values: before what reads them without asking."""
+    for weight in weights:
+        found = _packed.get(weight)
+        if found is not None:
+            found.renew(weight)
 
 
 def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -113,6 +131,15 @@ def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_count_step)
+
+
+def _written_in_place(form: Tensor, weight: Tensor, transposed: bool) -> bool:
+    """Whether the form now holds the weight's values: a GPU's does, unless the weight has another shape now."""
+    del transposed
+    if weight.device.type != "cuda" or (form.shape, form.device) != (weight.shape, weight.device):
+        return False
+    form.copy_(weight.detach())
+    return True
 
 
 def _version(tensor: Tensor) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from smartcs.data.packing import PackedBatch
+from smartcs.ops import packed_weights
 from smartcs.ops.random import DropoutKey
 from smartcs.training.distributed import ALONE, Ranks, without_averaging
 from smartcs.training.objective import Objective, TaskExamples
@@ -110,6 +111,8 @@ class _Shape:
     replay: Callable[[], None] | None = None
     output: Tensor = field(default_factory=lambda: torch.empty(0))
     terms: tuple[int, ...] = ()  # which of a Loss's terms are in the output
+    updated: list[Tensor] = field(default_factory=list)  # parameters that a step changes
+    written_packed: set[Tensor] = field(default_factory=set)  # those whose packed forms it writes
 
 
 class DeviceStep:
@@ -169,8 +172,9 @@ class DeviceStep:
             for number, part in enumerate(slices):
                 self.objective.model.bert.check_length(part.batch.batch)
                 shapes.append(self._send(task, number, part.batch, step, schedule))
+            packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
             output = self._run(task, shapes, slices).tolist()
-        self._weights_changed()
+        self._weights_changed(shapes[0])
         if anchor is not None:
             anchor.moved()
         if len(slices) * self.ranks.size > 1:
@@ -230,12 +234,13 @@ class DeviceStep:
             self.optimizer.zero_grad(set_to_none=True)
             self.objective.recount(counts)
             self.recorder = None
+            # Nor has it packed what it seems to have packed.
+            torch.autograd.graph.increment_version(list(self.objective.model.parameters()))
             cause = error if error.__context__ is None else error.__context__
             warnings.warn(f"smartcs: steps are not recorded as CUDA graphs any more: {cause}", stacklevel=2)
 
     def _step(self, task: str, shape: _Shape) -> Tensor:
         """The terms and the norm, in one tensor."""
-        self._weights_changed()  # a form of theirs made before the recording would be old at its replay
         loss = self._terms(task, shape)
         loss.total.backward()
         norm = self._update(task, shape, loss.total.detach())
@@ -256,6 +261,8 @@ class DeviceStep:
         return torch.cat([sums, self._update(task, shapes[0], sums[0]).reshape(1)])
 
     def _terms(self, task: str, shape: _Shape) -> Loss:
+        # Nobody writes the anchor's packed forms: those made before a recording would be old at its replay.
+        torch.autograd.graph.increment_version(self._anchors())
         there = shape.inputs.device
         batch = PackedBatch(
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
@@ -267,8 +274,10 @@ class DeviceStep:
     def _update(self, task: str, shape: _Shape, total: Tensor) -> Tensor:
         """The optimizer's step, unless the total of the loss is not finite, and the gradients' norm."""
         self._guard(total)
+        shape.updated = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         schedule = shape.inputs.device["schedule"]
         self.optimizer.step(anchor=self.objective.anchor_of(task), schedule=schedule)
+        shape.written_packed = self.optimizer.written_packed
         self.optimizer.zero_grad(set_to_none=True)
         assert self.optimizer.grad_norm is not None
         return self.optimizer.grad_norm.double()
@@ -286,14 +295,15 @@ class DeviceStep:
         terms = torch.stack([zero if term is None else term.detach() for term in loss]).double()
         return torch.cat([terms * counts, counts])
 
-    def _weights_changed(self) -> None:
+    def _anchors(self) -> list[Tensor]:
+        anchor = self.objective.anchor
+        return [] if anchor is None else list(anchor.anchor.parameters())
+
+    def _weights_changed(self, shape: _Shape) -> None:
         """Lets everybody know who keeps what was made of the weights: a graph writes to them behind torch's back."""
-        models = (
-            [self.objective.model]
-            if self.objective.anchor is None
-            else [self.objective.model, self.objective.anchor.anchor]
-        )
-        torch.autograd.graph.increment_version([p for model in models for p in model.parameters()])
+        torch.autograd.graph.increment_version([*shape.updated, *self._anchors()])
+        for parameter in shape.written_packed:
+            packed_weights.written(parameter)
 
     def _guard(self, total: Tensor) -> None:
         """Lets a loss that is not finite into a gradient, whose norm then keeps the optimizer from doing anything."""

@@ -30,8 +30,8 @@ class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov & Hutter 2019, bias-corrected), in one pass over memory on the fused backend.
 
     With the fused backend selected, a step is one call of `smartcs.ops.adamw` for the whole model, which also clips the
-    gradients, moves an anchor and, on the CPU, writes the packed weights of bf16 products. Otherwise torch's functions
-    do the same. The state dict is torch's either way, and one loads into the other.
+    gradients, moves an anchor and writes the packed weights of bf16 products. Otherwise torch's functions do the same.
+    The state dict is torch's either way, and one loads into the other.
 
     Given a `schedule`, the fused step on a GPU never waits for it and can be captured in a CUDA graph: change what the
     schedule holds between replays. Sparse gradients are torch's there.
@@ -143,11 +143,11 @@ class AdamW(torch.optim.AdamW):
             anchors, weight = anchor.next_move() if schedule is None else (anchor.pairs(), 0.0)
         tensors = self._tensors(anchors)
         fused = fusable(tensors)
+        waits = schedule is None and (not fused or tensors[0].parameter.device.type == "cpu")
+        if not waits:  # nor learns whether anything has changed: the copies are right if they were
+            packed_weights.renew(entry.parameter for entry in tensors)
         tensors = [self._with_copies(entry, fused) for entry in tensors]
         self.grad_norm = adamw(tensors, max_grad_norm=self.max_grad_norm, anchor_weight=weight, schedule=schedule)
-        if schedule is not None:
-            return
-        waits = not fused or tensors[0].parameter.device.type == "cpu"
         if waits and self.grad_norm is not None and not torch.isfinite(self.grad_norm):
             return
         for entry in tensors:
@@ -156,7 +156,7 @@ class AdamW(torch.optim.AdamW):
                 self.written_packed.add(entry.parameter)
             if entry.row_flags is not None:
                 self._rows[entry.parameter].seen(entry)
-        if anchor is not None:
+        if anchor is not None and schedule is None:
             anchor.moved()
 
     def _check_sparse(self) -> None:
@@ -204,7 +204,7 @@ class AdamW(torch.optim.AdamW):
             if entry.grad is None and parameter.device.type == "cpu":
                 return entry._replace(row_flags=self._rows[parameter].flags(entry))
             del self._rows[parameter]  # every row has a gradient now, or nothing reads the flags
-        if not fused or parameter.device.type != "cpu" or parameter.dim() != 2 or parameter.dtype != torch.float32:
+        if not fused or parameter.dim() != 2 or parameter.dtype != torch.float32:
             return entry
         own = packed_weights.buffers(parameter) if entry.grad is not None else None
         return entry if own is None else entry._replace(packed=own[0], packed_t=own[1])

@@ -20,7 +20,7 @@ class EpochLosses:
     """Mean losses of an epoch's steps, task by task."""
 
     def __init__(self, tasks: Iterable[str]) -> None:
-        self._sums = {task: 0.0 for task in tasks}
+        self._sums = dict.fromkeys(tasks, 0.0)
         self._counts = dict.fromkeys(self._sums, 0)
 
     def add(self, step: Step) -> None:

@@ -41,18 +41,16 @@ class Table:
     def __init__(self, library, memory, tensors, max_grad_norm, anchor_weight, schedule, table):
         self.library, self.memory, self.tensors = library, memory, tensors
         self.schedule = None if schedule is None else memory.place(schedule)
-        self.placed = [
-            {name: memory.place(getattr(e, name)) for name in (*STATE, "grad") if getattr(e, name) is not None}
-            for e in tensors
-        ]
+        names = (*STATE, "grad", "packed")
+        self.placed = [{n: memory.place(t) for n in names if (t := getattr(e, n)) is not None} for e in tensors]
         rows, chunks, size = [], 0, library.code.adamw_chunk()
         for e, own in zip(tensors, self.placed, strict=True):
             count = e.parameter.numel()
             pointers = [own.get(name) for name in ("parameter", "grad", "exp_avg", "exp_avg_sq", "anchor")]
-            pointers.append(own["step"] if e.grad is not None else None)
+            pointers += [own.get("packed"), own["step"] if e.grad is not None else None]
             addresses = [0 if t is None or t.numel() == 0 else t.data_ptr() for t in pointers]
             wide = e.parameter.dtype == torch.float64, e.step.dtype == torch.float64
-            rows.append(struct.pack("@6QqiH??", *addresses, count, -1, 65535, *wide))
+            rows.append(struct.pack("@7QqiH??", *addresses, count, -1, 65535, *wide))
             chunks += -(-count // size)
         assert len(rows[0]) == library.code.adamw_tensor_bytes()
         given = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8)
@@ -81,7 +79,8 @@ class Table:
     def read(self):
         """The tensors as they are now."""
         return [
-            e._replace(**{n: own[n].clone() for n in STATE}) for e, own in zip(self.tensors, self.placed, strict=True)
+            e._replace(**{n: own[n].clone() for n in (*STATE, "packed") if n in own})
+            for e, own in zip(self.tensors, self.placed, strict=True)
         ]
 
 
@@ -103,7 +102,7 @@ def emulated_step(library, table=0):
                 )
                 results.append((own.read(), norm))
         for e, first, second in zip(tensors, results[0][0], results[1][0], strict=True):
-            for name in STATE:
+            for name in STATE if e.packed is None else (*STATE, "packed"):
                 assert identical(getattr(first, name), getattr(second, name)), f"{name} depends on the threads' order"
                 getattr(e, name).copy_(getattr(first, name))
         assert identical(results[0][1], results[1][1])
@@ -165,12 +164,13 @@ def test_norm(emulated):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nothing_changes_where_the_norm_is_not_finite(emulated, bad):
-    found = [e._replace(grad=torch.ones_like(e.parameter)) for e in entries()]
+    found = [e._replace(grad=torch.ones_like(e.parameter), packed=e.parameter.bfloat16() + 1) for e in entries()]
     found[3].grad[7, 7] = bad
-    before = [getattr(e, name).clone() for e in found for name in STATE]
+    kept = (*STATE, "packed")
+    before = [getattr(e, name).clone() for e in found for name in kept]
     norm = emulated_step(emulated("adamw"))(found, max_grad_norm=1.0, anchor_weight=0.5)
     assert not norm.isfinite()
-    assert all(map(torch.equal, before, (getattr(e, name) for e in found for name in STATE)))
+    assert all(map(torch.equal, before, (getattr(e, name) for e in found for name in kept)))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01, 0.7, 1.0])
@@ -271,7 +271,7 @@ def test_chunks_and_tables(emulated):
     compare_tables(emulated("adamw"), EDGES, 2, TABLES)
 
 
-@pytest.mark.parametrize(("count", "groups"), [(480, 32), (481, 3), (40, 33), (1000, 70)])
+@pytest.mark.parametrize(("count", "groups"), [(432, 32), (433, 3), (40, 33), (1000, 70)])
 def test_as_many_as_a_launch_holds_and_more(emulated, count, groups):
     compare_tables(emulated("adamw"), [(3, 0, 6)[i % 3] for i in range(count)], groups, [])
 
@@ -292,6 +292,27 @@ def test_schedule(emulated, table):
     compare_schedule(emulated("adamw"), table)
 
 
+def compare_copies(library):
+    """The copies are the new values rounded by torch, those of an anchor alone or beyond a tensor's end untouched."""
+    sizes = (5, 40, 7, 3, 4, 9, 2, 16385)
+    found = [
+        e._replace(packed=torch.full_like(e.parameter, math.nan, dtype=torch.bfloat16)) if i % 3 != 1 else e
+        for i, e in enumerate(given(sizes, 3))
+    ]
+    plain = copied(given(sizes, 3))
+    options = {"max_grad_norm": 3.0, "anchor_weight": WEIGHT}
+    emulated_step(library)(found, **options)
+    emulated_step(library)(plain, **options)
+    equal_state(found, plain)
+    for e in found:
+        if e.packed is not None:
+            assert e.packed.isnan().all() if e.grad is None else torch.equal(e.packed, e.parameter.bfloat16())
+
+
+def test_copies(emulated):
+    compare_copies(emulated("adamw"))
+
+
 FILE = "adamw.cuh"
 MUTANTS = {
     "no clip scale": Patch(FILE, "const A scaled = g[i] * grad_scale;", "const A scaled = g[i] + 0 * grad_scale;"),
@@ -307,6 +328,9 @@ MUTANTS = {
     "another launch's scalars": Patch(FILE, "[args.first_tensor + span.index]", "[span.index]"),
     "one group too many": Patch(FILE, "return group < kGroups;", "return group <= kGroups;"),
     "no factor": Patch(FILE, "lr = numbers.lr * factor;", "lr = numbers.lr + 0 * factor;"),
+    "no copies": Patch(FILE, "tensor.low != nullptr) store", "false) store"),
+    "copies of the moments": Patch(FILE, "store(tensor.low, j, span.end, t)", "store(tensor.low, j, span.end, m)"),
+    "copies beyond the tensor": Patch(FILE, "store(tensor.low, j, span.end, t)", "store(tensor.low, j, j + 4, t)"),
     "the host's weight": Patch(FILE, ": step.schedule[1]", ": step.anchor_weight"),
 }  # fmt: skip
 
@@ -316,6 +340,7 @@ def test_rejects(emulated, truths, mutation):
     library = emulated("adamw", MUTANTS[mutation])
     with pytest.raises((BudgetExceeded, EmulationError, AssertionError)) as found:
         compare_schedule(library, 32)
+        compare_copies(library)
         compare_tables(library, EDGES, 2, TABLES)
         compare(emulated_step(library), truths)
     print(f"{mutation}: {found.value}")

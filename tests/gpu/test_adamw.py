@@ -71,6 +71,16 @@ def test_nothing_changes_where_the_norm_is_not_finite(bad):
         assert all(torch.equal(getattr(entry, name), getattr(old, name)) for name in WRITTEN)
 
 
+def test_packed_copies():
+    """The bits that packing the new values gives, written where a product reads them."""
+    found = [there(e._replace(grad=torch.ones_like(e.parameter))) for e in entries() if e.parameter.dim() == 2]
+    pack = torch.ops.smartcs.pack_weight
+    with fused("adamw", *(() if REHEARSAL else ("linear",))):
+        found = [e._replace(packed=torch.zeros_like(pack(e.parameter, False))) for e in found if e.parameter.numel()]
+        adamw(found, max_grad_norm=40.0, anchor_weight=0.5)
+        assert found and all(torch.equal(e.packed, pack(e.parameter, False)) for e in found)
+
+
 @pytest.mark.parametrize("norm", [None, 1.0])
 def test_runs_its_raw_op(norm):
     found = [there(e._replace(grad=torch.ones_like(e.parameter))) for e in entries()]

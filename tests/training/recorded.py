@@ -71,13 +71,13 @@ class RecordedCalls:
     """A `Recorder` of steps on the CPU.
 
     Attributes:
-        calls: how many operators each recording has.
+        calls: the operators of each recording, by name.
     """
 
     required = True
 
     def __init__(self) -> None:
-        self.calls: list[int] = []
+        self.calls: list[list[str]] = []
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         recording = _Recording()
@@ -93,7 +93,7 @@ class RecordedCalls:
             output = function()
         for now, before in recording.before.values():
             now.copy_(before)
-        self.calls.append(len(recording.calls))
+        self.calls.append([func._schema.name for func, *_ in recording.calls])
 
         @torch.no_grad()
         def replay() -> None:

@@ -11,9 +11,11 @@ from training.recorded import RecordedCalls, Waits
 import smartcs
 from smartcs._extension import extension_status
 from smartcs.data.packing import PackedBatch
+from smartcs.ops import packed_weights
 from smartcs.smart import adversarial
 from smartcs.training import device_step, objective
 from smartcs.training.device_step import DeviceStep, Inputs
+from smartcs.training.optim import AdamW
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.steps import NonFiniteLossError
 from smartcs.training.trainer import Trainer
@@ -149,21 +151,62 @@ def test_an_optimizer_that_does_not_measure_is_refused(trainer):
         DeviceStep(made.objective, made.optimizer, 0, torch.device("cpu"))
 
 
-def test_rounded_weights_are_those_of_the_step(like_a_gpu, trainer):
-    """In bf16 mode products read rounded copies of the weights: each replay makes its own, and so does evaluation."""
+@pytest.fixture
+def rounded(like_a_gpu, monkeypatch):
+    """bf16 mode, the packed weights kept in their places as on a GPU."""
+
+    def written_in_place(form: torch.Tensor, weight: torch.Tensor, transposed: bool) -> bool:
+        form.copy_(torch.ops.smartcs.pack_weight(weight.detach(), transposed))
+        return True
+
+    monkeypatch.setattr(packed_weights, "_written_in_place", written_in_place)
     torch.ops.smartcs.set_bf16_products("portable")
-    try:
-        with smartcs.precision("bf16"):
-            eager, recorded = trainer("eager", recipe="smart-bregman"), trainer("recorded", recipe="smart-bregman")
-            for _ in range(2):
-                assert course(eager) == course(recorded) and all(map(torch.equal, weights(eager), weights(recorded)))
-                splits = [made.data["sst"].batch(range(5))[0] for made in (eager, recorded)]
-                pairs = zip((eager, recorded), splits, strict=True)
-                first, second = (made.model.eval().sentiment_logits(batch).detach() for made, batch in pairs)
-                assert torch.equal(first, second)
-        assert recorded.device_step.replayed > 0
-    finally:
-        torch.ops.smartcs.set_bf16_products("auto")
+    with smartcs.precision("bf16"):
+        yield
+    torch.ops.smartcs.set_bf16_products("auto")
+
+
+def evaluated(made: Trainer) -> torch.Tensor:
+    return made.model.eval().sentiment_logits(made.data["sst"].batch(range(5))[0]).detach()
+
+
+def equal_courses(first: Trainer, second: Trainer) -> None:
+    assert course(first) == course(second) and all(map(torch.equal, weights(first), weights(second)))
+    assert torch.equal(evaluated(first), evaluated(second))
+
+
+@pytest.mark.parametrize("case", ["baseline", "smart-bregman", "smart-all"])
+def test_rounded_weights_are_those_of_the_step(rounded, trainer, case):
+    """Products read rounded copies: AdamW's where it has written them, in a recorded step and after it."""
+    eager, recorded = trainer("eager", **CASES[case]), trainer("recorded", **CASES[case])
+    for _ in range(2):
+        equal_courses(eager, recorded)
+        for made in (eager, recorded):  # by somebody else, between two steps
+            with torch.no_grad():
+                for parameter in made.model.parameters():
+                    parameter.mul_(1.01)
+    assert recorded.device_step.replayed > 0
+
+
+def test_a_recorded_step_rounds_no_weight_but_the_anchors(rounded, trainer):
+    made = trainer("recorded", **CASES["smart-bregman"])
+    course(made)
+    counts = [names.count("smartcs::pack_weight") for names in made.device_step.recorder.calls]
+    anchors = [packed_weights.buffers(p) for p in made.objective.anchor.anchor.parameters()]
+    assert set(counts) == {0, len(anchors) - anchors.count(None)} and max(counts) > 0
+
+
+def test_copies_that_are_not_written_are_noticed(rounded, trainer, monkeypatch):
+    """The mutant: an optimizer that says it wrote them."""
+    right = course(trainer("recorded"))
+    with_copies = AdamW._with_copies
+
+    def claims(self, entry, fused):
+        own = with_copies(self, entry, fused)
+        return own if own.packed is None else own._replace(packed=own.packed.clone(), packed_t=own.packed_t.clone())
+
+    monkeypatch.setattr(AdamW, "_with_copies", claims)
+    assert course(trainer("recorded")) != right
 
 
 class Failing(RecordedCalls):
