@@ -178,7 +178,7 @@ def _embedding_fwd(call: Call) -> list[Launch]:
 def _embedding_bwd(call: Call) -> list[Launch]:
     (h,) = call.specs("h")
     tokens, columns = h.shape
-    read = size(call.specs("grad_y", "h", "mean", "rstd", "weight", "stream_offset"))
+    read = size(call.specs("grad_y", "h", "mean", "rstd", "weight", "counter_offset"))
     found = _with_sums("embedding_bwd", read + h.bytes, tokens, columns, 2 if call.arguments["parameter_grads"] else 0)
     tables = [table for table in call.results[:3] if table.numel]
     if not tables:

@@ -121,8 +121,8 @@ def _powers(first: int, last: int) -> list[int]:
 
 
 def _dropouts() -> list[Dropout]:
-    """None, dropout, and dropout with a part of the stream's number on the device."""
-    offset = torch.empty(1, dtype=torch.int64)
+    """None, dropout, and dropout counted from a place on the device."""
+    offset = torch.empty(2, dtype=torch.int64)
     return [(0.0, 1, 2, None), (0.1, 1, 2, None), (0.1, 1, 2, offset)]
 
 

@@ -56,8 +56,8 @@ OTHERS = {
     "training/test_device_step.py": "the whole step: replayed equals launched to the bit, nothing waits, filled-up "
     "batches train as bare ones (operators recorded on a CPU)",
     "training/test_device.py": "which device, and when steps are recorded",
-    "ops/test_stream_offset.py": "random numbers whose stream is numbered on the device, reference and C++",
-    "kernels/test_stream_offset.py": "the same in Triton",
+    "ops/test_counter_offset.py": "random numbers counted from a place on the device, reference and C++",
+    "kernels/test_counter_offset.py": "the same in Triton",
     "kernels/test_philox.py": "the generator in Triton, bit for bit",
     "cuda/test_emulation.py": "the emulation notices races, lost barriers and foreign memory",
     "cuda/test_compiles.py": "nvcc takes every C++ kernel, warnings are errors",

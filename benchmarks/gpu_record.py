@@ -191,7 +191,7 @@ def step_calls(shape: str, recipe: str, precision: str, task: str, bert_config: 
             "position_ids": filled.position_ids,
             "cu_seqlens": filled.cu_seqlens,
             "labels": torch.zeros(len(LENGTHS[task]), dtype=torch.int64 if task == "sst" else torch.float32),
-            "offset": torch.zeros((), dtype=torch.int64),
+            "counter_offset": torch.zeros(3, dtype=torch.int64),
             "smart_weight": torch.zeros((), dtype=torch.float32),
             "schedule": torch.zeros(2, dtype=torch.float64),
         }

@@ -1,8 +1,9 @@
 // The schemas of every raw op: the one contract all backends implement. Autograd is added in smartcs/ops/<op>.py, which
 // also documents shapes and formulas; `_bwd` ops return empty tensors for gradients that were not asked for.
 //
-// stream_offset, one int64 on the tensors' device, is added to `stream` when the op runs, modulo 2^64: a captured CUDA
-// graph draws other numbers at every replay.
+// counter_offset, two int64 on the tensors' device, is read when the op runs, so that a captured CUDA graph draws other
+// numbers at every replay. The first is added to `stream`, modulo 2^64, the second to the number of every row
+// (attention: of every token), modulo 2^32, so that a part of a batch draws the numbers that it has in the whole.
 #include <torch/library.h>
 
 #include <string>
@@ -19,18 +20,18 @@ TORCH_LIBRARY(smartcs, m) {
 
   m.def(
       "attention_fwd(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, float scale, float dropout_p, "
-      "SymInt seed, SymInt stream, Tensor? stream_offset=None) -> (Tensor out, Tensor lse)");
+      "SymInt seed, SymInt stream, Tensor? counter_offset=None) -> (Tensor out, Tensor lse)");
   m.def(
       "attention_bwd(Tensor grad_out, Tensor qkv, Tensor lse, Tensor cu_seqlens, SymInt max_seqlen, "
-      "float scale, float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None) -> Tensor grad_qkv");
+      "float scale, float dropout_p, SymInt seed, SymInt stream, Tensor? counter_offset=None) -> Tensor grad_qkv");
 
   m.def(
       "add_layer_norm_fwd(Tensor x, Tensor? input_bias, Tensor residual, Tensor weight, Tensor bias, "
-      "float eps, float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      "float eps, float dropout_p, SymInt seed, SymInt stream, Tensor? counter_offset=None)"
       " -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "add_layer_norm_bwd(Tensor grad_y, Tensor h, Tensor mean, Tensor rstd, Tensor weight, "
-      "float dropout_p, SymInt seed, SymInt stream, bool parameter_grads, Tensor? stream_offset=None)"
+      "float dropout_p, SymInt seed, SymInt stream, bool parameter_grads, Tensor? counter_offset=None)"
       " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_input_bias)");
 
   m.def("bias_gelu_fwd(Tensor x, Tensor? bias) -> Tensor y");
@@ -41,14 +42,14 @@ TORCH_LIBRARY(smartcs, m) {
   m.def(
       "embedding_fwd(Tensor input_ids, Tensor token_type_ids, Tensor position_ids, Tensor word, "
       "Tensor token_type, Tensor position, Tensor weight, Tensor bias, Tensor? perturbation, float eps, "
-      "float dropout_p, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      "float dropout_p, SymInt seed, SymInt stream, Tensor? counter_offset=None)"
       " -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)");
   m.def(
       "embedding_bwd(Tensor grad_y, Tensor input_ids, Tensor token_type_ids, Tensor position_ids, "
       "Tensor h, Tensor mean, Tensor rstd, Tensor weight, SymInt words, SymInt token_types, "
       "SymInt positions, float dropout_p, SymInt seed, SymInt stream, bool need_word, "
       "bool need_token_type, bool need_position, bool parameter_grads, bool need_perturbation, "
-      "Tensor? stream_offset=None)"
+      "Tensor? counter_offset=None)"
       " -> (Tensor grad_word, Tensor grad_token_type, Tensor grad_position, Tensor grad_weight, Tensor grad_bias, "
       "Tensor grad_perturbation)");
 
@@ -76,7 +77,7 @@ TORCH_LIBRARY(smartcs, m) {
   m.def("set_bf16_products(str name) -> ()");
 
   m.def(
-      "perturb_noise(Tensor like, float std, SymInt seed, SymInt stream, Tensor? stream_offset=None)"
+      "perturb_noise(Tensor like, float std, SymInt seed, SymInt stream, Tensor? counter_offset=None)"
       " -> Tensor noise");
   m.def(
       "perturb_step(Tensor v, Tensor g, Tensor? cu_seqlens, str update, str norm, float step_size, float radius, "

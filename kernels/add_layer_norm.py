@@ -20,7 +20,7 @@ from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import compute_dtype
 
 from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
-from .philox import numbered
+from .philox import counted
 from .rows import check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "add_layer_norm"
@@ -36,7 +36,7 @@ def add_layer_norm_fwd(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y and h (N, C), mean and rstd (N,) of x and residual (N, C) and parameters (C,)."""
     check_whole_rows(_OP, "x", x)
@@ -46,7 +46,7 @@ def add_layer_norm_fwd(
     check_operand(_OP, "bias", bias, (columns,), x, "x")
     if input_bias is not None:
         check_operand(_OP, "input_bias", input_bias, (columns,), x, "x")
-    check_dropout(_OP, dropout_p, seed, stream, stream_offset, x)
+    check_dropout(_OP, dropout_p, seed, stream, counter_offset, x)
     y, h = torch.empty_like(x), torch.empty_like(x)
     mean = torch.empty(rows, dtype=compute_dtype(x), device=x.device)
     rstd = torch.empty_like(mean)
@@ -66,7 +66,7 @@ def add_layer_norm_fwd(
                 rows,
                 columns,
                 eps,
-                *dropout_arguments(dropout_p, seed, stream, stream_offset),
+                *dropout_arguments(dropout_p, seed, stream, counter_offset),
                 HAS_INPUT_BIAS=input_bias is not None,
                 DROPOUT=dropout_p > 0,
                 **options,
@@ -84,10 +84,10 @@ def add_layer_norm_bwd(
     seed: int,
     stream: int,
     parameter_grads: bool,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx (empty without dropout, where it is dresidual), dresidual, and dweight, dbias, dinput_bias if asked for."""
-    dropout, sums = (dropout_p, seed, stream, stream_offset), 3 if parameter_grads else 0
+    dropout, sums = (dropout_p, seed, stream, counter_offset), 3 if parameter_grads else 0
     dresidual, dx, found = gradients(_OP, grad_y, h, mean, rstd, weight, dropout, of_output=False, sums=sums)
     dweight, dbias, dinput_bias = found or [h.new_empty(0) for _ in range(3)]
     return dx, dresidual, dweight, dbias, dinput_bias
@@ -109,7 +109,7 @@ def _forward_kernel(
     eps,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset_ptr,  # (1,) or None
+    counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
     scale,
     HAS_INPUT_BIAS: tl.constexpr,
@@ -126,8 +126,8 @@ def _forward_kernel(
     if HAS_INPUT_BIAS:
         z += widened(tl.load(input_bias_ptr + column, mask=in_row, other=0))[None, :]
     if DROPOUT:
-        stream = numbered(stream, stream_offset_ptr)
-        z *= keep_factors(row, seed, stream, threshold, scale, z, BLOCK)
+        stream, first_row = counted(stream, counter_offset_ptr, 1)
+        z *= keep_factors(first_row + row, seed, stream, threshold, scale, z, BLOCK)
     rounded = (widened(tl.load(residual_ptr + offset, mask=inside, other=0)) + z).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offset, rounded, mask=inside)
     h = widened(rounded)

@@ -20,8 +20,9 @@ mean is taken from dp, not as sum(do * out): that is equal but rounded apart fro
 difference is all that ds should be. For the same reason both kernels take s and dp from `_tile`. p is divided by its
 sum, which is 1 but for the rounding of lse, which grows with the scores.
 
-The dropout mask is that of ``smartcs.ops.random``, row = token * H + head, column = the key's position in its sentence.
-Keys are taken in the order in which the generator gives their bits (philox.py): softmax and sums do not mind.
+The dropout mask is that of ``smartcs.ops.random``, row = token * H + head, column = the key's position in its sentence;
+counter_offset counts tokens. Keys are taken in the order in which the generator gives their bits (philox.py): softmax
+and sums do not mind.
 
 Sources: Vaswani et al. 2017; Dao et al. 2022 (FlashAttention) and Dao 2023 (FlashAttention-2); for the sum kept along
 with the maximum, Milakov and Gimelshein 2018.
@@ -39,7 +40,7 @@ from smartcs.ops.checks import check_cu_seqlens, check_dropout, check_float
 from smartcs.ops.random import compute_dtype, drop_threshold
 
 from .layer_norm_row import Dropout
-from .philox import bits_in_order, column_at, numbered, positions
+from .philox import bits_in_order, column_at, counted, positions
 from .rows import check_contiguous, check_operand, check_statistic, on_device_of
 from .tiles import as_scalar, blocks, dot, load, sentence, store
 
@@ -92,7 +93,7 @@ def _forward(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset,  # (1,) or None
+    counter_offset,  # (2,) or None
     threshold: tl.int64,
     DROPOUT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -105,10 +106,10 @@ def _forward(
     if tl.program_id(2) * BLOCK_Q >= length:
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
-    if DROPOUT:
-        stream = numbered(stream, stream_offset)
+    stream, first_row = counted(stream, counter_offset, heads)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
+    drawn = first_row + row
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
     q = load(qkv, queries, 3 * width, length, HEAD_SIZE, BLOCK_D)
     context = tl.zeros([BLOCK_Q, BLOCK_D], lse.dtype.element_ty)
@@ -123,7 +124,7 @@ def _forward(
         e, shrink = tl.exp(s - higher[:, None]), tl.exp(best - higher)
         total = total * shrink + tl.sum(e, 1)
         if DROPOUT:
-            e = tl.where(_kept(row, first, seed, stream, threshold, BLOCK_K), e, 0.0)
+            e = tl.where(_kept(drawn, first, seed, stream, threshold, BLOCK_K), e, 0.0)
         v = load(qkv + 2 * width, keys, 3 * width, length, HEAD_SIZE, BLOCK_D)
         context = context * shrink[:, None] + dot(e.to(v.dtype), v)
         best = higher
@@ -147,7 +148,7 @@ def _gradients_of_queries(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset,  # (1,) or None
+    counter_offset,  # (2,) or None
     threshold: tl.int64,
     DROPOUT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -160,10 +161,10 @@ def _gradients_of_queries(
     if tl.program_id(2) * BLOCK_Q >= length:
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
-    if DROPOUT:
-        stream = numbered(stream, stream_offset)
+    stream, first_row = counted(stream, counter_offset, heads)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
+    drawn = first_row + row
     grad_out += (begin * heads + head) * HEAD_SIZE
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
     grad_qkv += (begin * 3 * heads + head) * HEAD_SIZE
@@ -180,7 +181,7 @@ def _gradients_of_queries(
             k = load(qkv + width, keys, 3 * width, length, HEAD_SIZE, BLOCK_D)
             v = load(qkv + 2 * width, keys, 3 * width, length, HEAD_SIZE, BLOCK_D)
             e, _, dp = _tile(
-                q, k, v, do, log_sum, row, keys, first, length, scale, keep_scale, seed, stream, threshold, DROPOUT
+                q, k, v, do, log_sum, drawn, keys, first, length, scale, keep_scale, seed, stream, threshold, DROPOUT
             )
             if turn == 0:
                 total += tl.sum(e, 0)
@@ -210,7 +211,7 @@ def _gradients_of_keys(
     keep_scale: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset,  # (1,) or None
+    counter_offset,  # (2,) or None
     threshold: tl.int64,
     WHOLE: tl.constexpr,  # whether one block holds all keys of every sentence
     DROPOUT: tl.constexpr,
@@ -224,8 +225,7 @@ def _gradients_of_keys(
     if start >= positions(length):
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
-    if DROPOUT:
-        stream = numbered(stream, stream_offset)
+    stream, first_row = counted(stream, counter_offset, heads)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     grad_out += (begin * heads + head) * HEAD_SIZE
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
@@ -238,11 +238,12 @@ def _gradients_of_keys(
     for first in range(0, length, BLOCK_Q):
         queries = first + tl.arange(0, BLOCK_Q)
         row = (begin + queries) * heads + head
+        drawn = first_row + row
         q = load(qkv, queries, 3 * width, length, HEAD_SIZE, BLOCK_D)
         do = load(grad_out, queries, width, length, HEAD_SIZE, BLOCK_D)
         log_sum = tl.load(lse + row, mask=queries < length, other=0.0)
         e, z, dp = _tile(
-            q, k, v, do, log_sum, row, keys, start, length, scale, keep_scale, seed, stream, threshold, DROPOUT
+            q, k, v, do, log_sum, drawn, keys, start, length, scale, keep_scale, seed, stream, threshold, DROPOUT
         )
         if WHOLE:
             total = tl.sum(e, 0)
@@ -267,10 +268,10 @@ def attention_fwd(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) and the log-sum-exp of the scaled scores (T, H)."""
-    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, stream_offset))
+    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, counter_offset))
     out = torch.empty(launch.shape, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(launch.shape[:2], dtype=compute_dtype(qkv), device=qkv.device)
     launch(_forward, (out, lse, qkv), launch.query_blocks)
@@ -287,10 +288,10 @@ def attention_bwd(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> Tensor:
     """grad_qkv (T, 3, H, D)."""
-    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, stream_offset))
+    launch = _Launch(qkv, cu_seqlens, max_seqlen, scale, (dropout_p, seed, stream, counter_offset))
     check_operand(_OP, "grad_out", grad_out, launch.shape, qkv, "qkv")
     check_statistic(_OP, "lse", lse, launch.shape[:2], qkv, "qkv")
     grad_qkv = torch.empty_like(qkv)

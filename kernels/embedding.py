@@ -25,7 +25,7 @@ from smartcs.ops.checks import check_device, check_dropout, check_ids
 from smartcs.ops.random import compute_dtype
 
 from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
-from .philox import numbered
+from .philox import counted
 from .row_sums import sum_by_key
 from .rows import check_contiguous, check_operand, check_whole_rows, on_device_of, widened
 
@@ -46,7 +46,7 @@ def embedding_fwd(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y and h (T, C), mean and rstd (T,) of ids (T,), tables (rows, C) and parameters (C,)."""
     check_whole_rows(_OP, "word", word)
@@ -58,7 +58,7 @@ def embedding_fwd(
     check_operand(_OP, "bias", bias, (columns,), word, "word")
     if perturbation is not None:
         check_operand(_OP, "perturbation", perturbation, (tokens, columns), word, "the packed tokens and word")
-    check_dropout(_OP, dropout_p, seed, stream, stream_offset, word)
+    check_dropout(_OP, dropout_p, seed, stream, counter_offset, word)
     y = word.new_empty((tokens, columns))
     h = torch.empty_like(y)
     mean = torch.empty(tokens, dtype=compute_dtype(word), device=word.device)
@@ -86,7 +86,7 @@ def embedding_fwd(
                 tokens,
                 columns,
                 eps,
-                *dropout_arguments(dropout_p, seed, stream, stream_offset),
+                *dropout_arguments(dropout_p, seed, stream, counter_offset),
                 PERTURBED=perturbation is not None,
                 DROPOUT=dropout_p > 0,
                 **options,
@@ -114,13 +114,13 @@ def embedding_bwd(
     need_position: bool,
     parameter_grads: bool,
     need_perturbation: bool,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the tables, weight, bias and perturbation; empty where not asked for."""
     check_whole_rows(_OP, "h", h)
     tokens, columns = h.shape
     _check_ids(tokens, h, "h", input_ids, token_type_ids, position_ids)
-    dropout, sums = (dropout_p, seed, stream, stream_offset), 2 if parameter_grads else 0
+    dropout, sums = (dropout_p, seed, stream, counter_offset), 2 if parameter_grads else 0
     grad_h, _, found = gradients(_OP, grad_y, h, mean, rstd, weight, dropout, of_output=True, sums=sums)
     dweight, dbias = found or [h.new_empty(0) for _ in range(2)]
     with on_device_of(h):
@@ -198,7 +198,7 @@ def _forward_kernel(
     eps,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset_ptr,  # (1,) or None
+    counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
     scale,
     PERTURBED: tl.constexpr,
@@ -223,7 +223,7 @@ def _forward_kernel(
     h = widened(rounded)  # the backward pass sees the stored h
     y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
     if DROPOUT:
-        stream = numbered(stream, stream_offset_ptr)
-        y *= keep_factors(row, seed, stream, threshold, scale, y, BLOCK)
+        stream, first_row = counted(stream, counter_offset_ptr, 1)
+        y *= keep_factors(first_row + row, seed, stream, threshold, scale, y, BLOCK)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
     store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)

@@ -17,7 +17,7 @@ from torch import Tensor
 from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import drop_threshold
 
-from .philox import numbered, random_words
+from .philox import counted, random_words
 from .rows import (
     ROWS_PER_PARTIAL,
     check_operand,
@@ -43,14 +43,14 @@ def tile_of(columns: int, elements: int, per_thread: int) -> dict[str, int]:
     return {"ROWS": rows, "BLOCK": block, "num_warps": warps(rows * block, per_thread)}
 
 
-Dropout = tuple[float, int, int, Tensor | None]  # p, seed, stream and stream_offset
+Dropout = tuple[float, int, int, Tensor | None]  # p, seed, stream and counter_offset
 
 
 def dropout_arguments(
-    p: float, seed: int, stream: int, stream_offset: Tensor | None
+    p: float, seed: int, stream: int, counter_offset: Tensor | None
 ) -> tuple[int, int, Tensor | None, int, float]:
     """seed, stream, its offset, threshold and scale: bits below the threshold drop, the scale is for what stays."""
-    return seed, stream, stream_offset, drop_threshold(p), 1.0 / (1.0 - p)
+    return seed, stream, counter_offset, drop_threshold(p), 1.0 / (1.0 - p)
 
 
 def gradients(
@@ -172,7 +172,7 @@ def _backward_kernel(
     columns,
     seed: tl.int64,
     stream: tl.int64,
-    stream_offset_ptr,  # (1,) or None
+    counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
     scale,
     DROPS_Y: tl.constexpr,
@@ -187,7 +187,7 @@ def _backward_kernel(
     column = tl.arange(0, BLOCK)
     in_row = column < columns
     if DROPS_X or DROPS_Y:
-        stream = numbered(stream, stream_offset_ptr)
+        stream, first_row = counted(stream, counter_offset_ptr, 1)
     weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
     sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
     sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
@@ -199,7 +199,7 @@ def _backward_kernel(
         # Zero beyond the last row and column, where means and sums must not change.
         dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
         if DROPS_Y:
-            dy *= keep_factors(row, seed, stream, threshold, scale, dy, BLOCK)
+            dy *= keep_factors(first_row + row, seed, stream, threshold, scale, dy, BLOCK)
         h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
         mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
@@ -210,7 +210,7 @@ def _backward_kernel(
         tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
         dx = dh
         if DROPS_X:
-            dx *= keep_factors(row, seed, stream, threshold, scale, dh, BLOCK)
+            dx *= keep_factors(first_row + row, seed, stream, threshold, scale, dh, BLOCK)
             tl.store(grad_x_ptr + offset, dx.to(grad_x_ptr.dtype.element_ty), mask=inside)
         if SUMS > 0:
             sum_weight += tl.sum(dy * xhat, axis=0)

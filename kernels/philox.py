@@ -32,9 +32,13 @@ def philox_4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def numbered(stream, offset_ptr):
-    """The number of a stream: with what is in device memory, if anything is."""
-    return stream if offset_ptr is None else stream + tl.load(offset_ptr)
+def counted(stream, offset_ptr, rows_each):
+    """The numbers of a stream and of its first row, by what is in device memory, if anything is."""
+    first = 0
+    if offset_ptr is not None:
+        stream += tl.load(offset_ptr)
+        first = tl.load(offset_ptr + 1) * rows_each
+    return stream, first
 
 
 @triton.jit

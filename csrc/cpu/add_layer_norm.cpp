@@ -11,7 +11,7 @@ constexpr const char* kOp = "add_layer_norm";
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm_fwd(
     const at::Tensor& x, const std::optional<at::Tensor>& input_bias, const at::Tensor& residual,
     const at::Tensor& weight, const at::Tensor& bias, double eps, double dropout_p, int64_t seed, int64_t stream,
-    const std::optional<at::Tensor>& stream_offset) {
+    const std::optional<at::Tensor>& counter_offset) {
   check_cpu_contiguous(x, kOp, "x");
   TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, kOp, ": x has shape ", x.sizes(), ", expected (N, C) with C > 0");
   const Storage storage = storage_of(x, kOp);
@@ -25,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm_fwd(
   at::Tensor mean = empty({rows}, compute_type(x)), rstd = empty({rows}, compute_type(x));
   const AddLayerNormForward args{columns,
                                  eps,
-                                 make_dropout(dropout_p, seed, stream, stream_offset, kOp),
+                                 make_dropout(dropout_p, seed, stream, counter_offset, kOp),
                                  x.const_data_ptr(),
                                  data_or_null(input_bias),
                                  residual.const_data_ptr(),
@@ -46,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm_fwd(
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm_bwd(
     const at::Tensor& grad_y, const at::Tensor& h, const at::Tensor& mean, const at::Tensor& rstd,
     const at::Tensor& weight, double dropout_p, int64_t seed, int64_t stream, bool parameter_grads,
-    const std::optional<at::Tensor>& stream_offset) {
+    const std::optional<at::Tensor>& counter_offset) {
   check_cpu_contiguous(h, kOp, "h");
   TORCH_CHECK(h.dim() == 2 && h.size(1) > 0, kOp, ": h has shape ", h.sizes(), ", expected (N, C) with C > 0");
   const Storage storage = storage_of(h, kOp);
@@ -57,7 +57,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer
   check_like(rstd, compute_type(h), {rows}, kOp, "rstd");
   check_like(weight, dtype, {columns}, kOp, "weight");
   const AddLayerNormKernels& kernels = add_layer_norm_kernels();
-  const Dropout dropout = make_dropout(dropout_p, seed, stream, stream_offset, kOp);
+  const Dropout dropout = make_dropout(dropout_p, seed, stream, counter_offset, kOp);
   const int64_t count = ceil_div(rows, kernels.rows_per_partial);
   at::Tensor grad_residual = empty(h.sizes(), dtype);
   at::Tensor grad_x = empty(dropout.active() ? h.sizes() : at::IntArrayRef{0}, dtype);

@@ -26,6 +26,7 @@ AttentionShape checked_shape(const at::Tensor& qkv, const at::Tensor& cu_seqlens
   for (int64_t b = 0; b < batch; ++b) shape.max_seqlen = std::max<int64_t>(shape.max_seqlen, cu[b + 1] - cu[b]);
   shape.scale = scale;
   shape.dropout = dropout;
+  shape.dropout.first_row *= static_cast<uint32_t>(shape.heads);  // the offset counts tokens, a row is one of a head
   return shape;
 }
 
@@ -42,8 +43,8 @@ void run(Kernel kernel, const Args& args, int64_t scratch_bytes) {
 
 std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& qkv, const at::Tensor& cu_seqlens,
                                                  int64_t max_seqlen, double scale, double dropout_p, int64_t seed,
-                                                 int64_t stream, const std::optional<at::Tensor>& stream_offset) {
-  const Dropout dropout = make_dropout(dropout_p, seed, stream, stream_offset, "attention");
+                                                 int64_t stream, const std::optional<at::Tensor>& counter_offset) {
+  const Dropout dropout = make_dropout(dropout_p, seed, stream, counter_offset, "attention");
   AttentionForward args;
   args.shape = checked_shape(qkv, cu_seqlens, max_seqlen, scale, dropout);
   const Storage storage = storage_of(qkv, "attention");
@@ -59,8 +60,8 @@ std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& qkv, const at
 
 at::Tensor attention_bwd(const at::Tensor& grad_out, const at::Tensor& qkv, const at::Tensor& lse,
                          const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p, int64_t seed,
-                         int64_t stream, const std::optional<at::Tensor>& stream_offset) {
-  const Dropout dropout = make_dropout(dropout_p, seed, stream, stream_offset, "attention");
+                         int64_t stream, const std::optional<at::Tensor>& counter_offset) {
+  const Dropout dropout = make_dropout(dropout_p, seed, stream, counter_offset, "attention");
   AttentionBackward args;
   args.shape = checked_shape(qkv, cu_seqlens, max_seqlen, scale, dropout);
   const Storage storage = storage_of(qkv, "attention");

@@ -84,17 +84,23 @@ inline const void* data_or_null(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
-// stream + *offset, modulo 2^64.
-inline uint64_t numbered(int64_t stream, const std::optional<at::Tensor>& offset, const char* op) {
-  uint64_t number = static_cast<uint64_t>(stream);
-  if (!offset.has_value()) return number;
-  TORCH_CHECK(offset->device().is_cpu() && offset->scalar_type() == at::kLong && offset->numel() == 1, op,
-              ": stream_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " on ", offset->device(),
-              ", expected one int64 on the CPU");
-  return number + static_cast<uint64_t>(*offset->const_data_ptr<int64_t>());
+// Where the random numbers of an op are counted from: its stream, modulo 2^64, and its first row, modulo 2^32.
+struct Counters {
+  uint64_t stream;
+  uint32_t row;
+};
+
+inline Counters counted(int64_t stream, const std::optional<at::Tensor>& offset, const char* op) {
+  if (!offset.has_value()) return {static_cast<uint64_t>(stream), 0};
+  TORCH_CHECK(offset->device().is_cpu() && offset->scalar_type() == at::kLong &&
+                  offset->sizes() == at::IntArrayRef{2} && offset->is_contiguous(),
+              op, ": counter_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " and strides ",
+              offset->strides(), " on ", offset->device(), ", expected two int64 side by side on the CPU");
+  const int64_t* counters = offset->const_data_ptr<int64_t>();
+  return {static_cast<uint64_t>(stream) + static_cast<uint64_t>(counters[0]), static_cast<uint32_t>(counters[1])};
 }
 
-inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const std::optional<at::Tensor>& stream_offset,
+inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const std::optional<at::Tensor>& counter_offset,
                             const char* op) {
   TORCH_CHECK(p >= 0 && p < 1, op, ": dropout_p is ", p, ", expected 0 <= dropout_p < 1");
   Dropout dropout;
@@ -103,7 +109,9 @@ inline Dropout make_dropout(double p, int64_t seed, int64_t stream, const std::o
   dropout.threshold = p > 0 ? static_cast<uint32_t>(threshold) : 0;
   dropout.keep_scale = 1.0 / (1.0 - p);
   dropout.seed = static_cast<uint64_t>(seed);
-  dropout.stream = numbered(stream, stream_offset, op);
+  const Counters counters = counted(stream, counter_offset, op);
+  dropout.stream = counters.stream;
+  dropout.first_row = counters.row;
   return dropout;
 }
 

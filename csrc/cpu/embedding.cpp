@@ -25,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
     const at::Tensor& input_ids, const at::Tensor& token_type_ids, const at::Tensor& position_ids,
     const at::Tensor& word, const at::Tensor& token_type, const at::Tensor& position, const at::Tensor& weight,
     const at::Tensor& bias, const std::optional<at::Tensor>& perturbation, double eps, double dropout_p, int64_t seed,
-    int64_t stream, const std::optional<at::Tensor>& stream_offset) {
+    int64_t stream, const std::optional<at::Tensor>& counter_offset) {
   check_cpu_contiguous(word, kOp, "word");
   TORCH_CHECK(word.dim() == 2 && word.size(1) > 0, kOp, ": word has shape ", word.sizes(), ", expected (rows, C)");
   TORCH_CHECK(input_ids.dim() == 1 && token_type.dim() == 2 && position.dim() == 2, kOp,
@@ -41,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   EmbeddingForward args;
   args.columns = columns;
   args.eps = eps;
-  args.dropout = make_dropout(dropout_p, seed, stream, stream_offset, kOp);
+  args.dropout = make_dropout(dropout_p, seed, stream, counter_offset, kOp);
   args.input_ids = checked_ids(input_ids, tokens, word.size(0), "input_ids");
   args.token_type_ids = checked_ids(token_type_ids, tokens, token_type.size(0), "token_type_ids");
   args.position_ids = checked_ids(position_ids, tokens, position.size(0), "position_ids");
@@ -95,7 +95,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const at::Tensor& position_ids, const at::Tensor& h, const at::Tensor& mean, const at::Tensor& rstd,
     const at::Tensor& weight, int64_t words, int64_t token_types, int64_t positions, double dropout_p, int64_t seed,
     int64_t stream, bool need_word, bool need_token_type, bool need_position, bool parameter_grads,
-    bool need_perturbation, const std::optional<at::Tensor>& stream_offset) {
+    bool need_perturbation, const std::optional<at::Tensor>& counter_offset) {
   check_cpu_contiguous(h, kOp, "h");
   TORCH_CHECK(h.dim() == 2 && h.size(1) > 0, kOp, ": h has shape ", h.sizes(), ", expected (T, C) with C > 0");
   const Storage storage = storage_of(h, kOp);
@@ -114,7 +114,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   at::Tensor partials = empty({2, parameter_grads ? count : 0, columns}, compute_type(h));
   const EmbeddingBackward args{tokens,
                                columns,
-                               make_dropout(dropout_p, seed, stream, stream_offset, kOp),
+                               make_dropout(dropout_p, seed, stream, counter_offset, kOp),
                                grad_y.const_data_ptr(),
                                h.const_data_ptr(),
                                mean.const_data_ptr(),

@@ -29,6 +29,7 @@ struct Dropout {
   double keep_scale = 1.0;  // 1 / (1 - p)
   uint64_t seed = 0;
   uint64_t stream = 0;
+  uint32_t first_row = 0;  // the number of row 0
   bool active() const { return threshold != 0; }
 };
 

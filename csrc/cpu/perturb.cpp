@@ -9,15 +9,16 @@ namespace smartcs {
 namespace {
 
 at::Tensor perturb_noise(const at::Tensor& like, double std, int64_t seed, int64_t stream,
-                         const std::optional<at::Tensor>& stream_offset) {
+                         const std::optional<at::Tensor>& counter_offset) {
   constexpr const char* kOp = "perturb_noise";
   TORCH_CHECK(like.device().is_cpu(), kOp, ": like is on ", like.device(), ", expected a CPU tensor");
   TORCH_CHECK(like.dim() == 2, kOp, ": like has shape ", like.sizes(), ", expected (N, C)");
   const Storage storage = storage_of(like, kOp);
   const int64_t columns = like.size(1);
   at::Tensor noise = empty(like.sizes(), like.scalar_type());
-  const PerturbNoise args{columns, std, static_cast<uint64_t>(seed), numbered(stream, stream_offset, kOp),
-                          data_or_null(noise)};
+  const Counters counters = counted(stream, counter_offset, kOp);
+  const PerturbNoise args{columns,         std,          static_cast<uint64_t>(seed),
+                          counters.stream, counters.row, data_or_null(noise)};
   const auto kernel = perturb_kernels().noise[storage];
   // A number costs a logarithm, a root, a sine and a cosine for two.
   at::parallel_for(0, like.size(0), grain(8 * columns), [&](int64_t begin, int64_t end) {

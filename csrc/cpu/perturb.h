@@ -10,7 +10,8 @@ struct PerturbNoise {
   int64_t columns;
   double std;
   uint64_t seed, stream;
-  void* noise;  // (N, C), written
+  uint32_t first_row;  // the number of row 0
+  void* noise;         // (N, C), written
 };
 
 enum class Update : int { mtdnn, projected, paper };

@@ -36,7 +36,8 @@ void noise(const PerturbNoise& args, void* row_buffer, int64_t begin, int64_t en
   A* z = static_cast<A*>(row_buffer);
   const A std = static_cast<A>(args.std);
   for (int64_t row = begin; row < end; ++row) {
-    philox_row(args.seed, args.stream, row, args.columns, [&](int64_t first, const Vec<uint32_t>(&words)[4]) {
+    const int64_t number = args.first_row + row;
+    philox_row(args.seed, args.stream, number, args.columns, [&](int64_t first, const Vec<uint32_t>(&words)[4]) {
       box_muller(words[0], words[1], z + first, z + first + 16);
       box_muller(words[2], words[3], z + first + 32, z + first + 48);
     });

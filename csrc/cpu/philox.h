@@ -86,6 +86,7 @@ SMARTCS_INLINE void philox_row(uint64_t seed, uint64_t stream, int64_t row, int6
 template <class A>
 SMARTCS_INLINE void fill_keep(const Dropout& dropout, int64_t row, int64_t columns, A* keep) {
   const A scale = static_cast<A>(dropout.keep_scale);
+  row += dropout.first_row;
   philox_row(dropout.seed, dropout.stream, row, columns, [&](int64_t first, const Vec<uint32_t>(&words)[4]) {
     SMARTCS_UNROLL
     for (int word = 0; word < 4; ++word) {

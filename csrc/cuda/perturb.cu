@@ -9,7 +9,7 @@ namespace smartcs::cuda {
 namespace {
 
 at::Tensor noise(const at::Tensor& like, double std, int64_t seed, int64_t stream_number,
-                 const std::optional<at::Tensor>& stream_offset) {
+                 const std::optional<at::Tensor>& counter_offset) {
   constexpr const char* kOp = "perturb_noise";
   TORCH_CHECK(like.device().is_cuda(), kOp, ": like is on ", like.device(), ", expected a CUDA tensor");
   TORCH_CHECK(like.dim() == 2, kOp, ": like has shape ", like.sizes(), ", expected (N, C)");
@@ -19,7 +19,7 @@ at::Tensor noise(const at::Tensor& like, double std, int64_t seed, int64_t strea
                           std,
                           static_cast<uint64_t>(seed),
                           static_cast<uint64_t>(stream_number),
-                          checked_offset(stream_offset, like.device(), kOp),
+                          checked_offset(counter_offset, like.device(), kOp),
                           data_or_null(drawn)};
   launch_for(like, kOp, [&](auto zero, cudaStream_t stream) { perturb_noise<decltype(zero)>(args, stream); });
   return drawn;

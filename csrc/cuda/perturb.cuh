@@ -19,8 +19,8 @@ struct PerturbNoise {
   int64_t rows, columns;
   double std;
   uint64_t seed, stream;
-  const int64_t* stream_offset;  // (1), or null
-  void* noise;                   // (N, C), written
+  const int64_t* counter_offset;  // (2), or null
+  void* noise;                    // (N, C), written
 };
 
 enum class Update : int { mtdnn, projected, paper };
@@ -72,11 +72,11 @@ __global__ void __launch_bounds__(kNoiseThreads) perturb_noise_kernel(PerturbNoi
   const uint32_t row = thread / per_row, number = thread % per_row * kNoiseColumns;
   if (row >= args.rows) return;
   const A std = static_cast<A>(args.std);
-  const uint64_t stream = numbered(args.stream, args.stream_offset);
+  const Counters from = counted(args.stream, args.counter_offset);
   A z[4][kNoiseColumns];
   SMARTCS_UNROLL
   for (int i = 0; i < kNoiseColumns; ++i) {
-    const Words words = philox(args.seed, stream, row, number + static_cast<uint32_t>(i));
+    const Words words = philox(args.seed, from.stream, from.row + row, number + static_cast<uint32_t>(i));
     box_muller(words.at[0], words.at[1], std, &z[0][i], &z[1][i]);
     box_muller(words.at[2], words.at[3], std, &z[2][i], &z[3][i]);
   }

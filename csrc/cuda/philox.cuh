@@ -31,9 +31,16 @@ __device__ __forceinline__ Words philox(uint64_t seed, uint64_t stream, uint32_t
   return {{c0, c1, c2, c3}};
 }
 
-// stream + *offset, modulo 2^64: read by the kernel, so that a captured CUDA graph draws other numbers at every replay.
-__device__ __forceinline__ uint64_t numbered(uint64_t stream, const int64_t* offset) {
-  return offset == nullptr ? stream : stream + static_cast<uint64_t>(*offset);
+// Where the random numbers of a launch are counted from: its stream, modulo 2^64, and its first row, modulo 2^32.
+struct Counters {
+  uint64_t stream;
+  uint32_t row;
+};
+
+// Read by the kernel, so that a captured CUDA graph draws other numbers at every replay.
+__device__ __forceinline__ Counters counted(uint64_t stream, const int64_t* offset) {
+  if (offset == nullptr) return {stream, 0};
+  return {stream + static_cast<uint64_t>(offset[0]), static_cast<uint32_t>(offset[1])};
 }
 
 // The column of word 0 of a counter; those of words 1 to 3 are 16, 32 and 48 further.

@@ -277,7 +277,7 @@ def _dropout(p: float, key: DropoutKey | None, site: int) -> dict[str, Any]:
     """An op's dropout arguments at one place of the network; none without a key."""
     if key is None:
         return {}
-    return {"dropout_p": p, "seed": key.seed, "stream": key.stream(site), "stream_offset": key.stream_offset}
+    return {"dropout_p": p, "seed": key.seed, "stream": key.stream(site), "counter_offset": key.token_offset}
 
 
 def _first_tokens(x: Tensor, batch: PackedBatch) -> Tensor:

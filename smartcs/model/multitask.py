@@ -23,7 +23,7 @@ from smartcs import ops
 from smartcs.data.encode import encode
 from smartcs.data.examples import TASKS, Examples, Text
 from smartcs.data.packing import PackedBatch
-from smartcs.data.pairs import concatenate, sentences_of_pairs
+from smartcs.data.pairs import sentences_of_pairs
 from smartcs.data.prefetch import Prefetcher
 from smartcs.model.bert import BertModel, PerturbAt
 from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
@@ -154,13 +154,12 @@ class MultitaskBert(nn.Module):
     def encoder_input(self, task: str, batch: PackedBatch) -> PackedBatch:
         """What the encoder reads for a batch of `task`: the batch, but for STS with a cosine.
 
-        Then it is the sentences of B pairs, each alone, as 2 B sequences (`sentences_of_pairs`); with "fusion" B
-        sequences of the pairs come before them, so that one pass encodes all.
+        Then it is the sentences of B pairs, each alone, as 2 B sequences (`sentences_of_pairs`); with "fusion" each
+        pair comes before its two, so that one pass encodes all.
         """
         if task != "sts" or self.head_config.cosine == "none":
             return batch
-        alone = sentences_of_pairs(batch)
-        return alone if self.head_config.cosine == "direct" else concatenate(batch, alone)
+        return sentences_of_pairs(batch, keep_pairs=self.head_config.cosine == "fusion")
 
     def output_shape(self, task: str) -> tuple[int, ...]:
         """The shape of the output for one example: (5,) for SST, else ()."""
@@ -248,7 +247,8 @@ class MultitaskBert(nn.Module):
     def _similarity(self, pooled: Tensor, key: DropoutKey | None) -> Tensor:
         if self.head_config.cosine == "none":
             return self._linear("sts_output", self._pair_hidden(pooled, key, site=2)).squeeze(-1)
-        *pairs, first, second = pooled.tensor_split(3 if self.head_config.cosine == "fusion" else 2)
+        rows = 3 if self.head_config.cosine == "fusion" else 2  # of each pair, see encoder_input
+        *pairs, first, second = (pooled[row::rows] for row in range(rows))
         cosine = (functional.cosine_similarity(first, second) + 1) * (TASKS["sts"].high / 2)  # (B,), 0..5
         if not pairs:
             return cosine
@@ -265,7 +265,7 @@ class MultitaskBert(nn.Module):
         if key is None:
             return x
         stream = key.stream(_FIRST_SITE + site)
-        return dropout(x, self.head_config.dropout, seed=key.seed, stream=stream, stream_offset=key.stream_offset)
+        return dropout(x, self.head_config.dropout, seed=key.seed, stream=stream, counter_offset=key.example_offset)
 
     def _predict(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Tensor:
         with self._without_dropout():

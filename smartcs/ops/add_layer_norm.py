@@ -35,7 +35,7 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     seed: int = 0,
     stream: int = 0,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm of ``residual + dropout(x + input_bias)``; the module docstring has the formulas.
 
@@ -46,7 +46,7 @@ def add_layer_norm(
         input_bias: (C,) or None, usually the bias of the linear layer that made x.
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of ``x + input_bias``, 0 <= dropout_p < 1.
-        seed, stream, stream_offset: Name the dropout mask, see ``smartcs.ops.random``.
+        seed, stream, counter_offset: Name the dropout mask, see ``smartcs.ops.random``.
 
     Returns:
         Shape and dtype of x. Statistics are float32 (float64 for float64) whatever the dtype.
@@ -67,12 +67,12 @@ def add_layer_norm(
     check_number("add_layer_norm", "eps", eps)
     if not eps >= 0:
         raise ValueError(f"add_layer_norm: eps is {eps}, expected eps >= 0")
-    check_dropout("add_layer_norm", dropout_p, seed, stream, stream_offset, x)
+    check_dropout("add_layer_norm", dropout_p, seed, stream, counter_offset, x)
     # Reshaping two dimensions would make a view, and autograd could give two leaves one tensor as their gradient.
     rows = (x, residual) if x.dim() == 2 else (x.reshape(-1, columns), residual.reshape(-1, columns))
     implementation = _AddLayerNorm.apply if use_fused("add_layer_norm", x) else add_layer_norm_reference
     weight, bias, input_bias = parameter(weight), parameter(bias), parameter(input_bias)
-    y = implementation(*rows, weight, bias, input_bias, eps, dropout_p, seed, stream, stream_offset)
+    y = implementation(*rows, weight, bias, input_bias, eps, dropout_p, seed, stream, counter_offset)
     return y.reshape(x.shape)
 
 
@@ -86,14 +86,14 @@ def add_layer_norm_reference(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> Tensor:
     """The formulas in plain PyTorch on (N, C) inputs."""
     dtype = random.compute_dtype(x)
     z = x.to(dtype)
     if input_bias is not None:
         z = z + input_bias.to(dtype)
-    h = residual.to(dtype) + random.dropout(z, dropout_p, seed=seed, stream=stream, stream_offset=stream_offset)
+    h = residual.to(dtype) + random.dropout(z, dropout_p, seed=seed, stream=stream, counter_offset=counter_offset)
     centred = h - h.mean(dim=-1, keepdim=True)
     variance = centred.square().mean(dim=-1, keepdim=True)
     return (centred * torch.rsqrt(variance + eps) * weight.to(dtype) + bias.to(dtype)).to(x.dtype)
@@ -112,7 +112,7 @@ class _AddLayerNorm(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         stream: int,
-        stream_offset: Tensor | None,
+        counter_offset: Tensor | None,
     ) -> Tensor:
         y, h, mean, rstd = torch.ops.smartcs.add_layer_norm_fwd(
             x.contiguous(),
@@ -124,10 +124,10 @@ class _AddLayerNorm(torch.autograd.Function):
             dropout_p,
             seed,
             stream,
-            stream_offset,
+            counter_offset,
         )
         ctx.save_for_backward(h, mean, rstd, weight)
-        ctx.dropout, ctx.stream_offset = (dropout_p, seed, stream), stream_offset
+        ctx.dropout, ctx.counter_offset = (dropout_p, seed, stream), counter_offset
         return y
 
     @staticmethod
@@ -143,7 +143,7 @@ class _AddLayerNorm(torch.autograd.Function):
             weight.contiguous(),
             *ctx.dropout,
             need_weight or need_bias or need_input_bias,
-            ctx.stream_offset,
+            ctx.counter_offset,
         )
         if ctx.dropout[0] == 0 and need_x:
             # Equal, but not one tensor: both may become somebody's .grad and be accumulated into.
@@ -167,7 +167,7 @@ def register_fakes() -> None:
         return torch.empty_like(x), torch.empty_like(x), stats, torch.empty_like(stats)
 
     @torch.library.register_fake("smartcs::add_layer_norm_bwd")
-    def _(grad_y, h, mean, rstd, weight, dropout_p, seed, stream, parameter_grads, stream_offset=None):  # type: ignore[no-untyped-def]
+    def _(grad_y, h, mean, rstd, weight, dropout_p, seed, stream, parameter_grads, counter_offset=None):  # type: ignore[no-untyped-def]
         dx = torch.empty_like(h) if dropout_p > 0 else h.new_empty(0)
         sums = [h.new_empty(h.shape[1] if parameter_grads else 0) for _ in range(3)]
         return dx, torch.empty_like(h), *sums

@@ -10,7 +10,8 @@ position exists. Backward, recomputing p = exp(s - lse) from the saved log-sum-e
     dv = z^T do,  dp = m * (do v^T),  ds = p * (dp - sum over keys of p * dp),  dq = scale * ds k,  dk = scale * ds^T q
 
 Source: Vaswani et al. 2017; the backward from the log-sum-exp is Dao et al. 2022 (FlashAttention), appendix B. The mask
-is that of ``smartcs.ops.random``: row = token * H + head, column = the key's position in its sequence.
+is that of ``smartcs.ops.random``: row = token * H + head modulo 2**32, column = the key's position in its sequence;
+counter_offset counts tokens.
 """
 
 import math
@@ -35,7 +36,7 @@ def attention(
     dropout_p: float = 0.0,
     seed: int = 0,
     stream: int = 0,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> Tensor:
     """Self-attention within each packed sequence.
 
@@ -47,7 +48,7 @@ def attention(
         max_seqlen: At least the length of the longest sequence.
         scale: Factor on the scores; default 1 / sqrt(D).
         dropout_p: Probability of dropping an attention weight, 0 <= dropout_p < 1.
-        seed, stream, stream_offset: Name the dropout mask, see ``smartcs.ops.random``.
+        seed, stream, counter_offset: Name the dropout mask, see ``smartcs.ops.random``.
 
     Returns:
         (T, H, D), dtype of qkv.
@@ -61,12 +62,12 @@ def attention(
         raise ValueError(f"attention: qkv has shape {tuple(qkv.shape)}, expected (T, 3, H, D) with H, D > 0")
     check_cu_seqlens("attention", cu_seqlens, qkv, "qkv")
     check_int("attention", "max_seqlen", max_seqlen)
-    check_dropout("attention", dropout_p, seed, stream, stream_offset, qkv)
+    check_dropout("attention", dropout_p, seed, stream, counter_offset, qkv)
     if scale is None:
         scale = 1.0 / math.sqrt(qkv.shape[-1])
     check_number("attention", "scale", scale)
     implementation = _Attention.apply if use_fused("attention", qkv) else attention_reference
-    return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset)
+    return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, counter_offset)
 
 
 def attention_reference(
@@ -77,7 +78,7 @@ def attention_reference(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
 ) -> Tensor:
     """The formulas in plain PyTorch, on a padded copy (B, H, S, ...) whose padding is masked."""
     tokens, _, heads, _ = qkv.shape
@@ -103,7 +104,8 @@ def attention_reference(
             dropout_p,
             seed=seed,
             stream=stream,
-            stream_offset=stream_offset,
+            counter_offset=counter_offset,
+            rows_each=heads,
             dtype=weights.dtype,
         )
         weights = weights * factors.reshape(weights.shape)
@@ -132,14 +134,14 @@ class _Attention(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         stream: int,
-        stream_offset: Tensor | None,
+        counter_offset: Tensor | None,
     ) -> Tensor:
         qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
         out, lse = torch.ops.smartcs.attention_fwd(
-            qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset
+            qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, counter_offset
         )
         ctx.save_for_backward(qkv, lse, cu_seqlens)
-        ctx.settings = (max_seqlen, scale, dropout_p, seed, stream, stream_offset)
+        ctx.settings = (max_seqlen, scale, dropout_p, seed, stream, counter_offset)
         return out
 
     @staticmethod
@@ -154,7 +156,7 @@ def register_fakes() -> None:
     """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::attention_fwd")
-    def _(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, stream_offset=None):  # type: ignore[no-untyped-def]
+    def _(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, counter_offset=None):  # type: ignore[no-untyped-def]
         tokens, _, heads, head_size = qkv.shape
         out = qkv.new_empty((tokens, heads, head_size))
         return out, qkv.new_empty((tokens, heads), dtype=random.compute_dtype(qkv))

@@ -86,29 +86,30 @@ def check_bounds(op: str, bounds: Sequence[int], tokens: int, like_name: str) ->
 
 
 def check_dropout(
-    op: str, p: float, seed: int, stream: int, stream_offset: Tensor | None = None, like: Tensor | None = None
+    op: str, p: float, seed: int, stream: int, counter_offset: Tensor | None = None, like: Tensor | None = None
 ) -> None:
     """Raises unless 0 <= p < 1 and `check_stream` is content."""
     check_number(op, "dropout_p", p)
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout_p is {p}, expected 0 <= dropout_p < 1")
-    check_stream(op, seed, stream, stream_offset, like)
+    check_stream(op, seed, stream, counter_offset, like)
 
 
 def check_stream(
-    op: str, seed: int, stream: int, stream_offset: Tensor | None = None, like: Tensor | None = None
+    op: str, seed: int, stream: int, counter_offset: Tensor | None = None, like: Tensor | None = None
 ) -> None:
-    """Raises unless seed and stream have at most 63 bits and stream_offset is one int64 on the device of ``like``."""
+    """Raises unless seed and stream have at most 63 bits and counter_offset is two int64 on the device of ``like``."""
     check_int(op, "seed", seed)
     check_int(op, "stream", stream)
     if not (0 <= seed < 2**63 and 0 <= stream < 2**63):
         raise ValueError(f"{op}: seed is {seed} and stream {stream}, expected both in [0, 2**63)")
-    if stream_offset is None:
+    if counter_offset is None:
         return
-    check_tensor(op, "stream_offset", stream_offset)
-    if stream_offset.dtype != torch.int64 or stream_offset.numel() != 1:
+    check_tensor(op, "counter_offset", counter_offset)
+    if counter_offset.dtype != torch.int64 or counter_offset.shape != (2,) or not counter_offset.is_contiguous():
         raise ValueError(
-            f"{op}: stream_offset is {stream_offset.dtype} of shape {tuple(stream_offset.shape)}, expected one int64"
+            f"{op}: counter_offset is {counter_offset.dtype} of shape {tuple(counter_offset.shape)} and strides "
+            f"{counter_offset.stride()}, expected two int64 side by side"
         )
-    if like is not None and stream_offset.device != like.device:
-        raise ValueError(f"{op}: stream_offset is on {stream_offset.device}, expected {like.device}")
+    if like is not None and counter_offset.device != like.device:
+        raise ValueError(f"{op}: counter_offset is on {counter_offset.device}, expected {like.device}")

@@ -38,7 +38,7 @@ def embedding(
     dropout_p: float = 0.0,
     seed: int = 0,
     stream: int = 0,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
     sparse: bool = False,
 ) -> Tensor:
     """BERT's embedding layer on packed tokens.
@@ -51,7 +51,7 @@ def embedding(
         perturbation: (T, C) or None, added before LayerNorm; dtype and device of word.
         eps: Added to the variance.
         dropout_p: Probability of dropping an element of the result, 0 <= dropout_p < 1.
-        seed, stream, stream_offset: Name the dropout mask, see ``smartcs.ops.random``.
+        seed, stream, counter_offset: Name the dropout mask, see ``smartcs.ops.random``.
         sparse: The gradient of word becomes a sparse COO tensor of the rows in use, ascending and without repetition on
             the fused backend, so that nothing of the table's size is written. It equals the dense one to the last bit.
             For word tables that are leaves of the graph; not within torch.compile, where it is dense all the same.
@@ -89,12 +89,12 @@ def embedding(
     check_number("embedding", "eps", eps)
     if not eps >= 0:
         raise ValueError(f"embedding: eps is {eps}, expected eps >= 0")
-    check_dropout("embedding", dropout_p, seed, stream, stream_offset, word)
+    check_dropout("embedding", dropout_p, seed, stream, counter_offset, word)
     sparse = sparse and not torch.compiler.is_compiling()
     implementation = _Embedding.apply if use_fused("embedding", word) else embedding_reference
     tables = parameter(word), parameter(token_type), parameter(position)
     tensors = input_ids, token_type_ids, position_ids, *tables, parameter(weight), parameter(bias)
-    return implementation(*tensors, perturbation, eps, dropout_p, seed, stream, stream_offset, sparse)
+    return implementation(*tensors, perturbation, eps, dropout_p, seed, stream, counter_offset, sparse)
 
 
 def embedding_reference(
@@ -111,7 +111,7 @@ def embedding_reference(
     dropout_p: float,
     seed: int,
     stream: int,
-    stream_offset: Tensor | None = None,
+    counter_offset: Tensor | None = None,
     sparse: bool = False,
 ) -> Tensor:
     """The formulas in plain PyTorch."""
@@ -125,7 +125,7 @@ def embedding_reference(
     if perturbation is not None:
         h = h + perturbation.to(dtype)
     y = F.layer_norm(h, h.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
-    return random.dropout(y, dropout_p, seed=seed, stream=stream, stream_offset=stream_offset).to(word.dtype)
+    return random.dropout(y, dropout_p, seed=seed, stream=stream, counter_offset=counter_offset).to(word.dtype)
 
 
 def _check_rows(name: str, ids: Tensor, table: Tensor) -> None:
@@ -152,18 +152,18 @@ class _Embedding(torch.autograd.Function):
         dropout_p: float,
         seed: int,
         stream: int,
-        stream_offset: Tensor | None,
+        counter_offset: Tensor | None,
         sparse: bool,
     ) -> Tensor:
         ids = [i.contiguous() for i in (input_ids, token_type_ids, position_ids)]
         tensors = [t.contiguous() for t in (word, token_type, position, weight, bias)]
         moved = None if perturbation is None else perturbation.contiguous()
         y, h, mean, rstd = torch.ops.smartcs.embedding_fwd(
-            *ids, *tensors, moved, eps, dropout_p, seed, stream, stream_offset
+            *ids, *tensors, moved, eps, dropout_p, seed, stream, counter_offset
         )
         ctx.save_for_backward(*ids, h, mean, rstd, tensors[3])
         ctx.rows = (word.shape[0], token_type.shape[0], position.shape[0])
-        ctx.dropout, ctx.stream_offset = (dropout_p, seed, stream), stream_offset
+        ctx.dropout, ctx.counter_offset = (dropout_p, seed, stream), counter_offset
         ctx.sparse = sparse
         return y
 
@@ -176,7 +176,7 @@ class _Embedding(torch.autograd.Function):
         rows_only = ctx.sparse and wanted[0]
         needs = wanted[0] and not rows_only, *wanted[1:3], wanted[3] or wanted[4], wanted[5] or rows_only
         grads = torch.ops.smartcs.embedding_bwd(
-            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *needs, ctx.stream_offset
+            grad_y.contiguous(), *ids, h, mean, rstd, weight, *ctx.rows, *ctx.dropout, *needs, ctx.counter_offset
         )
         used = [grad if need else None for grad, need in zip(grads, wanted, strict=True)]
         if rows_only:

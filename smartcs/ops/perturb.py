@@ -40,14 +40,14 @@ Update = Literal["mtdnn", "projected", "paper"]
 Norm = Literal["inf", "2", "1"]
 
 
-def perturb_noise(like: Tensor, *, std: float, seed: int, stream: int, stream_offset: Tensor | None = None) -> Tensor:
+def perturb_noise(like: Tensor, *, std: float, seed: int, stream: int, counter_offset: Tensor | None = None) -> Tensor:
     """Normal noise whose element (row, column) depends on seed, stream, row and column alone.
 
     Args:
         like: (N, C) with the wanted dtype and device; float32, float64 or bfloat16 (any floating dtype on the
             reference). Only its shape, dtype and device are used.
         std: The standard deviation, finite and >= 0.
-        seed, stream, stream_offset: Name the noise, see ``smartcs.ops.random``.
+        seed, stream, counter_offset: Name the noise, see ``smartcs.ops.random``.
 
     Returns:
         (N, C), dtype and device of like; without gradient.
@@ -60,10 +60,10 @@ def perturb_noise(like: Tensor, *, std: float, seed: int, stream: int, stream_of
     if like.dim() != 2:
         raise ValueError(f"perturb_noise: like has shape {tuple(like.shape)}, expected (N, C)")
     _check_finite("perturb_noise", "std", std, zero=True)
-    check_stream("perturb_noise", seed, stream, stream_offset, like)
+    check_stream("perturb_noise", seed, stream, counter_offset, like)
     if use_fused("perturb", like):
-        return torch.ops.smartcs.perturb_noise(like.detach(), std, seed, stream, stream_offset)
-    return perturb_noise_reference(like, std, seed, stream, stream_offset)
+        return torch.ops.smartcs.perturb_noise(like.detach(), std, seed, stream, counter_offset)
+    return perturb_noise_reference(like, std, seed, stream, counter_offset)
 
 
 def perturb(
@@ -128,13 +128,13 @@ def _check_finite(op: str, name: str, value: float, zero: bool = False) -> None:
 
 
 def perturb_noise_reference(
-    like: Tensor, std: float, seed: int, stream: int, stream_offset: Tensor | None = None
+    like: Tensor, std: float, seed: int, stream: int, counter_offset: Tensor | None = None
 ) -> Tensor:
     """The formulas in float64, rounded once."""
     rows, columns = like.shape
     blocks = (columns + 63) // 64
     row_numbers = torch.arange(rows, dtype=torch.int64, device=like.device)
-    bits = random_bits(row_numbers, blocks * 64, seed=seed, stream=stream, stream_offset=stream_offset)
+    bits = random_bits(row_numbers, blocks * 64, seed=seed, stream=stream, counter_offset=counter_offset)
     # In a block of 64 columns: two pairs of words, each word with its 16 columns.
     even, odd = (bits >> 8).double().reshape(rows, blocks, 2, 2, 16).unbind(3)
     r = (-2.0 * ((even + 1) * 2.0**-24).log()).sqrt()
@@ -219,7 +219,7 @@ def register_fakes() -> None:
     """Shapes and dtypes of the raw ops' results, for torch.compile and opcheck."""
 
     @torch.library.register_fake("smartcs::perturb_noise")
-    def _(like, std, seed, stream, stream_offset=None):  # type: ignore[no-untyped-def]
+    def _(like, std, seed, stream, counter_offset=None):  # type: ignore[no-untyped-def]
         return like.new_empty(like.shape)
 
     @torch.library.register_fake("smartcs::perturb_step")

@@ -201,7 +201,7 @@ class SmartRegularizer:
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stream: int | None = None,
-        stream_offset: Tensor | None = None,
+        counter_offset: Tensor | None = None,
         num_tokens: Tensor | None = None,
     ) -> Tensor:
         """The same for a network that adds v itself: x + v never exists as a tensor of its own.
@@ -209,12 +209,12 @@ class SmartRegularizer:
         Args:
             forward_offset: From v to f(x + v).
             like: Any tensor with the shape, dtype and device of x; its values are not read.
-            stream_offset: Added to `stream` on the device, see ``smartcs.ops.random``.
+            counter_offset: (2,), where stream and tokens are counted from, see ``smartcs.ops.random``.
             num_tokens: 0-dim integer on the device: rows of packed x from there on only fill up.
             Everything else is as in calling the regulariser.
         """
         layout = Layout.of("like", like, self.level, cu_seqlens, attention_mask, num_tokens)
-        v = self._first(layout, noise, stream, stream_offset)
+        v = self._first(layout, noise, stream, counter_offset)
         return self._regularise(forward_offset, layout, clean_output, v, noise is None)
 
     def statistics(self) -> dict[str, float]:
@@ -235,11 +235,11 @@ class SmartRegularizer:
         """Continues from a `state_dict`. Raises ValueError naming missing and unknown keys."""
         self.means.load_state_dict(state)
 
-    def _first(self, layout: Layout, noise: Tensor | None, stream: int | None, stream_offset: Tensor | None) -> Tensor:
+    def _first(self, layout: Layout, noise: Tensor | None, stream: int | None, counter_offset: Tensor | None) -> Tensor:
         """The v to begin with, (N, C)."""
         if noise is None:
             stream = self.means.steps if stream is None else stream
-            return layout.noise(self.noise_std, self.seed, stream, stream_offset)
+            return layout.noise(self.noise_std, self.seed, stream, counter_offset)
         check_like(_OWNER, "noise", noise, layout.shape, layout.like.reshape(layout.shape), "the embeddings")
         return layout.rows(noise)
 

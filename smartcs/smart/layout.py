@@ -102,9 +102,9 @@ class Layout:
             counted = counted & (cu_seqlens[:-1] < num_tokens)
         return cls(like.detach(), like.shape, tokens, cu_seqlens, counted)
 
-    def noise(self, std: float, seed: int, stream: int, stream_offset: Tensor | None) -> Tensor:
+    def noise(self, std: float, seed: int, stream: int, counter_offset: Tensor | None) -> Tensor:
         """(N, C): normal noise on the tokens, 0 on padding."""
-        drawn = ops.perturb_noise(self.like, std=std, seed=seed, stream=stream, stream_offset=stream_offset)
+        drawn = ops.perturb_noise(self.like, std=std, seed=seed, stream=stream, counter_offset=counter_offset)
         if self.tokens is None:
             return drawn
         # Numbered without a wait for the device, which counting the tokens would need.

@@ -212,7 +212,7 @@ class Objective:
             output,
             cu_seqlens=encoded.cu_seqlens,
             stream=key.stream(_NOISE_SITE),
-            stream_offset=key.stream_offset,
+            counter_offset=key.token_offset,
             num_tokens=encoded.cu_seqlens[-2] if encoded.inert else None,
         )
         return value

@@ -21,8 +21,8 @@ int64_t philox_column(int64_t number) {
 }
 
 const char* perturb_noise(int64_t storage, int64_t rows, int64_t columns, double std, uint64_t seed, uint64_t stream,
-                          const int64_t* stream_offset, void* noise) {
-  const smartcs::cuda::PerturbNoise args{rows, columns, std, seed, stream, stream_offset, noise};
+                          const int64_t* counter_offset, void* noise) {
+  const smartcs::cuda::PerturbNoise args{rows, columns, std, seed, stream, counter_offset, noise};
   return FOR_STORAGE(storage, perturb_noise, args);
 }
 

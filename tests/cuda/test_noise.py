@@ -15,7 +15,7 @@ SHAPES = [(3, 1), (2, 63), (5, 64), (2, 65), (70, 77), (4, 768), (0, 5), (5, 0)]
 
 def draw(library, rows, columns, dtype, std, seed, stream, offset=None):
     """(rows, columns) of noise."""
-    name = float(std), seed, stream, None if offset is None else torch.tensor([offset])
+    name = float(std), seed, stream, None if offset is None else torch.tensor(offset)
     (noise,) = library.call("perturb_noise", STORAGE[dtype], rows, columns, *name, Out((rows, columns), dtype))
     return noise
 
@@ -59,11 +59,20 @@ def test_independent_of_shape(emulated):
 
 
 OFFSETS = [(5, 0), (5, 7), (5, -5), (0, -1), (2**63 - 1, 2**63 - 1), (2**33, 2**40 + 3)]
+ROWS = [0, 1, 2**31, 2**32 - 2]
 
 
 def check_offset(library, stream, offset):
-    moved = draw(library, 3, 70, torch.float32, 1.0, 11, stream, offset)
+    moved = draw(library, 3, 70, torch.float32, 1.0, 11, stream, [offset, 0])
     assert torch.equal(moved, draw(library, 3, 70, torch.float32, 1.0, 11, (stream + offset) % 2**64))
+
+
+def check_part(library, first):
+    """From row 2 on, alone; and the reference's numbers."""
+    whole = draw(library, 5, 70, torch.float32, 1.0, 11, 7, [0, first])
+    assert torch.equal(whole[2:], draw(library, 3, 70, torch.float32, 1.0, 11, 7, [0, (first + 2) % 2**32]))
+    expected = perturb_noise_reference(torch.empty(5, 70), 1.0, 11, 7, torch.tensor([0, first]))
+    torch.testing.assert_close(whole, expected)
 
 
 @pytest.mark.parametrize(("stream", "offset"), OFFSETS)
@@ -72,13 +81,21 @@ def test_offset_of_the_stream(emulated, stream, offset):
     check_offset(emulated("perturb"), stream, offset)
 
 
+@pytest.mark.parametrize("first", ROWS)
+def test_offset_of_the_rows(emulated, first):
+    """Read from memory and added modulo 2^32: a part of the rows has the numbers that it has in the whole."""
+    check_part(emulated("perturb"), first)
+
+
 MUTANTS = {
     "nine rounds": Patch("philox.cuh", "round < 10", "round < 9"),
-    "shifted row": Patch("perturb.cuh", "args.seed, stream, row, number", "args.seed, stream, row + 1, number"),
+    "shifted row": Patch("perturb.cuh", "from.row + row, number", "from.row + row + 1, number"),
     "words exchanged": Patch("perturb.cuh", "words.at[2], words.at[3]", "words.at[3], words.at[2]"),
     "neighbouring columns": Patch("philox.cuh", "number / 16 * 64 + number % 16", "number * 4"),
-    "32 bits of the offset": Patch("philox.cuh", "static_cast<uint64_t>(*offset)", "static_cast<uint32_t>(*offset)"),
-    "no offset": Patch("philox.cuh", "stream + static_cast<uint64_t>(*offset)", "stream"),
+    "32 bits of the offset": Patch("philox.cuh", "<uint64_t>(offset[0])", "<uint32_t>(offset[0])"),
+    "no offset": Patch("philox.cuh", "stream + static_cast<uint64_t>(offset[0])", "stream"),
+    "no offset of rows": Patch("perturb.cuh", "from.row + row, number", "row, number"),
+    "the stream's offset of rows": Patch("philox.cuh", "<uint32_t>(offset[1])", "<uint32_t>(offset[0])"),
     "one column too many": Patch("perturb.cuh", "args.columns, z[word]", "args.columns + 1, z[word]"),
 }
 
@@ -91,3 +108,5 @@ def test_rejects(emulated, mutation):
             check_noise(library, torch.float32, shape, *NAMES[1], 1.0)
         for stream, offset in OFFSETS:
             check_offset(library, stream, offset)
+        for first in ROWS:
+            check_part(library, first)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from devices import DEVICE, FLOATS, REHEARSAL, fused
 from error_budget import NOISE_TOLERANCE, NOISE_ZERO
-from ops.stream_cases import OFFSETS, RUNS, check_offset
+from ops.counter_cases import FIRST_ROWS, OFFSETS, RUNS, check_offset, check_part
 from ops.test_perturb_noise import draw
 from ops.test_random import NAMES, attention_mask, embedding_mask, expected_mask, layer_norm_mask
 
@@ -57,3 +57,10 @@ def test_a_stream_numbered_on_the_device(op, offset):
     """What a CUDA graph's replays draw anew from."""
     with fused("perturb" if op == "perturb_noise" else op):
         check_offset(RUNS[op], offset, DEVICE)
+
+
+@pytest.mark.parametrize("first", FIRST_ROWS[2:3] if REHEARSAL else FIRST_ROWS)
+@pytest.mark.parametrize("op", RUNS)
+def test_a_part_draws_what_it_does_in_the_whole(op, first):
+    with fused("perturb" if op == "perturb_noise" else op):
+        check_part(op, first, DEVICE)

@@ -182,12 +182,14 @@ def test_raw_ops(fused, rows, dtype):
 
 
 @pytest.mark.parametrize(("stream", "offset"), [(5, 7), (5, -5), (2**63 - 1, -(2**63) + 1)])
-def test_raw_stream_offset(fused, stream, offset):
-    given = torch.tensor([offset])
+def test_raw_counter_offset(fused, stream, offset):
+    given = torch.tensor([offset, 2**32 - 1])
     noise = check_raw("perturb_noise", LIKE, 1.0, 3, stream, given)
-    assert torch.equal(noise, torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream + offset))
-    with pytest.raises(RuntimeError, match=r"stream_offset is Int of shape \[1\] on cpu, expected one int64"):
-        torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream, given.int())
+    # Rows wrap: from the second on they are those from 0.
+    assert torch.equal(noise[1:], torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream + offset)[:-1])
+    for wrong in (given.int(), given[:1], given.repeat(2)[::2]):
+        with pytest.raises(RuntimeError, match=r"counter_offset is .* on cpu, expected two int64 side by side"):
+            torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream, wrong)
 
 
 RAW_BAD = [

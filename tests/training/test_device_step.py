@@ -100,7 +100,7 @@ def test_a_number_that_is_not_sent_is_noticed(like_a_gpu, trainer, monkeypatch):
     case = {**CASES["smart-bregman"], "warmup": 30, "smart.warmup": 20}
     right = course(trainer("recorded", **case))
     send = Inputs.send
-    for name in ("input_ids", "cu_seqlens", "labels", "offset", "smart_weight", "schedule"):
+    for name in ("input_ids", "cu_seqlens", "labels", "counter_offset", "smart_weight", "schedule"):
 
         def stale(self: Inputs, values: dict[str, torch.Tensor], name: str = name) -> None:
             first = self.__dict__.setdefault("first", {name: values[name].clone()})
