@@ -214,7 +214,7 @@ class PackedBatch:
         )
 
     def rows(self, begin: int, end: int) -> tuple[PackedBatch, int]:
-        """The rows from `begin` up to `end` of a batch on the CPU, views of it, and the number of tokens before them."""
+        """The rows from `begin` up to `end`, views of a batch on the CPU, and the number of tokens before them."""
         offsets = self.cu_seqlens[begin : end + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         ids, types, positions = (getattr(self, name)[first:last] for name in _TOKEN_FIELDS)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,6 +66,12 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
+
+    def console(self, console: Console | None) -> Console:
+        """Where this process's messages go: the first one's to `console`, stdout if None."""
+        if not self.is_first:
+            return Console(quiet=True)
+        return Console() if console is None else console
 
     def exchange(self, numbers: Sequence[float] = ()) -> Exchange:
         """Begins to send these numbers to all ranks; every rank must call it, with as many. On the host, whatever the

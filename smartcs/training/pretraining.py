@@ -26,6 +26,7 @@ from smartcs.training.checks import task_names
 from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.interrupt import Stopped, StopRequest
 from smartcs.training.optim import AdamW
+from smartcs.training.plan import describe_batches
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.progress import clock, make_progress, watch
 from smartcs.training.run_folder import LossLog
@@ -208,7 +209,7 @@ class Pretrainer(StepLoop[Masked]):
         settings = self.settings
         hidden = "one token per sequence" if settings.fraction is None else f"{settings.fraction:.4g} of the tokens"
         strategy = "80/10/10" if settings.strategy == "bert" else "always [MASK]"
-        batches = ", ".join(f"{name} {size}" for name, size in self.batch_sizes.items())
+        batches = describe_batches(self.batch_sizes, self.ranks.size, self.accumulate)
         rate = self.model.bert.config.hidden_dropout_prob
         dropout = f"dropout {rate:g}" if settings.dropout else "no dropout"
         return (

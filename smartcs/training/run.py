@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import signal
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ import torch
 from rich.console import Console
 
 from smartcs import info
+from smartcs.data.encode import EncodedTask
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder, describe_device
+from smartcs.training.distributed import Ranks
 from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.inputs import Inputs
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
+from smartcs.training.launch import launched
 from smartcs.training.plan import describe_plan
 from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
@@ -36,7 +41,7 @@ from smartcs.training.run_folder import (
     start_folder,
     write_metrics,
 )
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.steps import NonFiniteLossError, StepLoop
 from smartcs.training.tables import figures_line, figures_table
 from smartcs.training.trainer import Trainer
 
@@ -57,7 +62,7 @@ class RunResult:
 
 
 def train(config: TrainConfig, console: Console | None = None) -> RunResult:
-    """Trains as `config` says and writes the run's folder.
+    """Trains as `config` says and writes the run's folder: in each process of torchrun its share, the first one writes.
 
     Ctrl-C or SIGTERM ends the run after the current step with usable weights: the best so far, else the current
     ones. The process's selected backend, precision and random state are as before
@@ -71,13 +76,14 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
         FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
         UsageError: there is no such device, or it cannot do what is asked of it.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
+        PeerError: another process of the run has ended.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
     with backend("fused" if config.fused else "reference"):
         device = choose_device(config.device)
         chosen = arithmetic(config.precision, device.type)
-        with precision(chosen.precision):
-            return _Run(config, Console() if console is None else console, chosen, device).execute()
+        with precision(chosen.precision), launched(device) as ranks:
+            return _Run(config, ranks.console(console), chosen, device, ranks).execute()
 
 
 @dataclass
@@ -88,6 +94,7 @@ class _Run:
     console: Console
     arithmetic: Arithmetic
     device: torch.device
+    ranks: Ranks
     record: Record = field(default_factory=Record)
     pretrainer: Pretrainer | None = None
 
@@ -95,37 +102,42 @@ class _Run:
         config = self.config
         if config.tensorboard:
             check_available()
-        self.folder = choose_folder(config.output, config.overwrite)
+        self.folder = self.ranks.from_first(lambda: choose_folder(config.output, config.overwrite))
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
         self.inputs = Inputs.read(config, self.device, self._say)
         self.model = self.inputs.model
-        self.recorder, self.not_recorded = choose_recorder(config.cuda_graphs, self.device, self.model.bert.config)
+        self.recorder, self.not_recorded = choose_recorder(
+            config.cuda_graphs, self.device, self.model.bert.config, self.ranks.size, config.accumulate
+        )
         self.environment = info.collect()
         # Both before anything is written: what does not fit together shows here.
         self.pretrainer = self._make_pretrainer()
         self.trainer = self._make_trainer()
-        refuse_own_model(self.folder, model_name(config.model))
-        start_folder(self.folder, config)
-        with stop_on_signals() as stop:
+        self.ranks.from_first(self._start_folder)
+        with stop_on_signals(self.ranks) as stop:
             try:
                 self._pretrain(stop)
-                self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder))
+                self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder, self.ranks.size))
                 self._say(f"device: {describe_device(self.device, self.not_recorded)}")
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
             except NonFiniteLossError:
-                write_metrics(self.folder, self._metrics(finished=True, diverged=True))
+                self._write_metrics(self._metrics(finished=True, diverged=True))
                 raise
         metrics = self._metrics(finished=True, interrupted=bool(stop))
-        write_metrics(self.folder, metrics)
-        if config.report:
+        self._write_metrics(metrics)
+        if config.report and self.ranks.is_first:
             from smartcs.report import write_run_report  # matplotlib takes a second to load
 
             write_run_report(self.folder)
         self._summary(metrics)
         return RunResult(self.folder, metrics, stop.signal)
+
+    def _start_folder(self) -> None:
+        refuse_own_model(self.folder, model_name(self.config.model))
+        start_folder(self.folder, self.config)
 
     def _make_pretrainer(self) -> Pretrainer | None:
         config, inputs = self.config, self.inputs
@@ -140,10 +152,12 @@ class _Run:
             config.batch_sizes,
             seed=config.seed,
             eval_batch_size=config.eval_batch_size,
+            ranks=self.ranks,
+            accumulate=config.accumulate,
         )
 
     def _make_trainer(self) -> Trainer:
-        return Trainer(self.config, self.model, self.inputs.encoded["train"], self.recorder)
+        return Trainer(self.config, self.model, self.inputs.encoded["train"], self.recorder, self.ranks)
 
     def _pretrain(self, stop: StopRequest) -> None:
         """The stage of masked language modelling, if there is one."""
@@ -152,8 +166,7 @@ class _Run:
             return
         self._say(f"{pretrainer.describe()}\noutput: {self.folder}")
         folder = self.folder / PRETRAINED
-        folder.mkdir(exist_ok=True)
-        with LossLog(folder, len(pretrainer.data)) as log:
+        with self._loss_log(folder, pretrainer) as log:
             try:
                 self.record.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
             except NonFiniteLossError:
@@ -161,7 +174,8 @@ class _Run:
                 raise
         if stop:
             raise Stopped
-        self.model.bert.save_pretrained(folder, self.inputs.tokenizer)
+        if self.ranks.is_first:
+            self.model.bert.save_pretrained(folder, self.inputs.tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
         # The optimizer's state and the anchor begin here.
         self.trainer = self._make_trainer()
@@ -173,52 +187,80 @@ class _Run:
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
         progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
         with ExitStack() as stack:
-            log = stack.enter_context(LossLog(self.folder, len(trainer.data)))
-            board = stack.enter_context(TensorBoardLog(self.folder)) if config.tensorboard else None
+            log = stack.enter_context(self._loss_log(self.folder, trainer))
+            wanted = config.tensorboard and self.ranks.is_first
+            board = stack.enter_context(TensorBoardLog(self.folder)) if wanted else None
             stack.enter_context(progress)
             while len(record.history) < config.epochs:
                 losses = EpochLosses(trainer.data)
                 for step in trainer.epoch():
-                    log.add(step)
+                    if log is not None:
+                        log.add(step)
                     if board is not None:
                         board.step(step.step, step.task, step.loss, **step.terms())
                     progress.step(step)
                     losses.add(step)
                     if stop:
                         raise Stopped
-                evaluation = evaluate(self.model, dev, config.eval_batch_size, watch(progress, "dev", stop))
+                evaluation = self._evaluate(self.model, dev, watch(progress, "dev", stop))
                 self._end_of_epoch(evaluation, losses, progress)
                 if board is not None:
                     board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
             if test:
-                model = self.model
-                if record.best_epoch != config.epochs:
-                    model = MultitaskBert.from_pretrained(self.folder).to(self.device)
-                record.test = evaluate(model, test, config.eval_batch_size, watch(progress, "test", stop))
+                model = self.model if record.best_epoch == config.epochs else self._best_model()
+                record.test = self._evaluate(model, test, watch(progress, "test", stop))
                 self._write_predictions("test", record.test)
 
     def _end_of_epoch(self, evaluation: Evaluation, losses: EpochLosses, progress: Progress) -> None:
         record = self.record
         is_best = record.add_epoch(evaluation, losses, sum(self.trainer.seconds.values()))
         if is_best:
-            self.model.save_pretrained(self.folder)
+            self._save()
             self._write_predictions("dev", evaluation)
         # Not only at the end: a run that is killed leaves what it has reached.
-        write_metrics(self.folder, self._metrics(finished=False))
+        self._write_metrics(self._metrics(finished=False))
         progress.say(
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
         )
 
+    def _evaluate(
+        self, model: MultitaskBert, split: dict[str, EncodedTask], report: Callable[[int, int], None]
+    ) -> Evaluation:
+        return evaluate(model, split, self.config.eval_batch_size, report, self.ranks)
+
+    def _best_model(self) -> MultitaskBert:
+        """The weights in the folder, which may be out of the other ranks' reach."""
+        model = MultitaskBert.from_pretrained(self.folder) if self.ranks.is_first else copy.deepcopy(self.model)
+        model = model.to(self.device)
+        self.ranks.copy_first(model)
+        return model
+
+    def _loss_log(self, folder: Path, loop: StepLoop[Any]) -> AbstractContextManager[LossLog | None]:
+        """Of the first rank alone, as all that is written."""
+        if not self.ranks.is_first:
+            return nullcontext()
+        folder.mkdir(exist_ok=True)
+        return LossLog(folder, len(loop.data))
+
+    def _save(self) -> None:
+        if self.ranks.is_first:
+            self.model.save_pretrained(self.folder)
+
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            write_metrics(self.folder, metrics)
+
     def _write_predictions(self, split: str, evaluation: Evaluation) -> None:
-        ids = {name: task.ids for name, task in self.inputs.encoded[split].items()}
-        write_predictions(self.folder / PREDICTIONS, split, ids, evaluation.predictions)
+        if self.ranks.is_first:
+            ids = {name: task.ids for name, task in self.inputs.encoded[split].items()}
+            write_predictions(self.folder / PREDICTIONS, split, ids, evaluation.predictions)
 
     def _stopped(self, stop: StopRequest) -> None:
         record = self.record
         which = f"of epoch {record.best_epoch}, the best so far,"
         if record.best is None:
-            self.model.save_pretrained(self.folder)
+            self._save()
             which = "of this step, not evaluated,"
         where, step = "", self.trainer.step
         total = self.config.epochs * self.trainer.sampler.steps_per_epoch
@@ -240,6 +282,7 @@ class _Run:
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
             "device": describe_device(self.device, self.not_recorded),
+            "ranks": self.ranks.size,
             "config": asdict(self.config),
             "model": asdict(self.model.bert.config),
             "environment": self.environment,

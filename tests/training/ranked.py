@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node N tests/training/ranked.py FOLDER
 
-runs the cases that FOLDER/cases.json holds, one after the other, and writes what each rank saw to FOLDER/<case>-<rank>.pt.
+runs the cases that FOLDER/cases.json holds, one after the other; what each rank saw goes to FOLDER/<case>-<rank>.pt.
 """
 
 import json
@@ -19,13 +19,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
+from training.recorded import RecordedCalls
 
 import smartcs
 from smartcs.smart import adversarial
 from smartcs.training import objective as objective_module
 from smartcs.training import pretraining as pretraining_module
 from smartcs.training.config import TrainConfig
-from smartcs.training.device_step import DeviceStep
 from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.evaluation import evaluate
 from smartcs.training.interrupt import stop_on_signals
@@ -128,14 +128,9 @@ def _loop(case: Case, config: TrainConfig, ranks: Ranks) -> Any:
             model.bert, model.tokenizer, train, dev, settings, config.batch_sizes,
             seed=config.seed, eval_batch_size=5, ranks=ranks, accumulate=config.accumulate,
         )  # fmt: skip
-    loop = Trainer(config, model, train, None, ranks)
-    if case.device_step:
-        loop.optimizer = AdamW(loop.model.parameters(), lr=config.learning_rate, max_grad_norm=config.max_grad_norm)
-        loop.device_step = DeviceStep(
-            loop.objective, loop.optimizer, config.seed, torch.device("cpu"), None, ranks, loop.averaged
-        )
-        loop.seconds = {"data": 0.0, "step": 0.0}
-        loop._sparse = False
+    loop = Trainer(config, model, train, RecordedCalls() if case.device_step else None, ranks)
+    if loop.device_step is not None:
+        loop.device_step.recorder = None
     return loop
 
 
