@@ -87,17 +87,17 @@ def run(case: Case, ranks: Ranks = ALONE) -> dict[str, Any]:
                         break
         except NonFiniteLossError as error:
             ended = str(error)
+        weights = {name.replace("module.", ""): p for name, p in loop.averaged.named_parameters()}
         left = {
             "figures": figures,
             "norms": norms,
             "examples": seen,
             "ended": ended or (f"signal {stop.signal}" if stop else ""),
-            "weights": dict(loop.averaged.named_parameters()),
-            "without_gradient": [name for name, p in loop.averaged.named_parameters() if not loop.optimizer.state[p]],
+            "weights": {name: p.detach() for name, p in weights.items()},
+            "without_gradient": [name for name, p in weights.items() if not loop.optimizer.state[p]],
             "moments": [state[name] for state in loop.optimizer.state.values() for name in state],
             "sampler": loop.sampler.state_dict(),
         }
-        left["weights"] = {name.replace("module.", ""): p.detach().clone() for name, p in left["weights"].items()}
         if isinstance(loop, Trainer):
             anchor = loop.objective.anchor
             left["anchor"] = [] if anchor is None else list(anchor.anchor.parameters())
