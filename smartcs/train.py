@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Annotated, NamedTuple
 
 import tyro
+from tyro.conf import arg
 
 from smartcs.training.commandline import UsageError, run_command
 from smartcs.training.config import TrainConfig, nested
 from smartcs.training.memory import keep_freed_memory
 from smartcs.training.recipes import default_values
+from smartcs.training.resume import Resumption
 from smartcs.training.run import train
 
 _DESCRIPTION = """\
@@ -24,18 +27,31 @@ The sample has other epochs, cycles, batches, learning rate and encoder dropout 
 """
 
 
+@dataclass(frozen=True)
 class _Flags(TrainConfig):
     """The flags as they are typed: tyro would wrap the message of a check in a box, `parse` checks afterwards."""
+
+    resume: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: begin a run)")] = None
+    """Go on with the run in that output folder from its newest whole checkpoint, or from a checkpoint's folder. All
+    settings are the run's; --epochs, --device and those of writing may be given anew."""
 
     def __post_init__(self) -> None:
         return None
 
 
-def parse(arguments: list[str] | None = None) -> TrainConfig:
-    """The configuration that a command line (default: this process's) asks for.
+class Command(NamedTuple):
+    """What a command line asks for: a run's configuration, and the run to go on with, if any."""
+
+    config: TrainConfig
+    resumed: Resumption | None
+
+
+def parse(arguments: list[str] | None = None) -> Command:
+    """What a command line (default: this process's) asks for.
 
     Raises:
-        UsageError: a value out of range; tyro itself exits with code 2 on what it cannot parse.
+        UsageError: a value out of range, or nothing to resume; tyro itself exits with code 2 on what it cannot parse.
+        CheckpointError: what is to be resumed is damaged.
     """
 
     def read(default: _Flags) -> _Flags:
@@ -43,11 +59,16 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
             _Flags, prog="python -m smartcs.train", description=_DESCRIPTION, args=arguments, default=default
         )
 
-    # Recipe, data and model decide the defaults of all the rest, so they are read first.
+    # The run to go on with, or else recipe, data and model, decide the defaults of all the rest: they are read first.
     first = read(_Flags())
+    resumed = None if first.resume is None else Resumption.find(first.resume)
     try:
-        flags = read(_Flags(**nested(default_values(first.recipe, first.data, first.model))))
-        return TrainConfig(**{item.name: getattr(flags, item.name) for item in fields(flags)})
+        if resumed is None:
+            defaults = nested(default_values(first.recipe, first.data, first.model))
+        else:
+            defaults = {item.name: getattr(resumed.config, item.name) for item in fields(resumed.config)}
+        flags = read(_Flags(**defaults))
+        return Command(TrainConfig(**{item.name: getattr(flags, item.name) for item in fields(TrainConfig)}), resumed)
     except ValueError as error:
         raise UsageError(_as_typed(str(error))) from None
 
@@ -58,9 +79,9 @@ def _as_typed(message: str) -> str:
 
 
 def main() -> int:
-    config = parse()
+    config, resumed = parse()
     keep_freed_memory()
-    result = train(config)
+    result = train(config, resumed=resumed)
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -168,6 +168,14 @@ def data_digest(encoded: Mapping[str, Mapping[str, EncodedTask]]) -> str:
     return digest.hexdigest()
 
 
+def examples_digest(task: EncodedTask) -> str:
+    """SHA-256, in hexadecimal, of all that a run sees of some examples: ids, word pieces, types, offsets, labels."""
+    digest = hashlib.sha256("\n".join(task.ids).encode())
+    for array in (task.input_ids, task.token_type_ids, task.offsets, task.labels):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer itself where it neither cuts nor pads, else a copy that does not."""
     if tokenizer.truncation is None and tokenizer.padding is None:

@@ -135,6 +135,16 @@ class RoundRobinSampler:
         """Batches of the largest set alone that an epoch begins with: none."""
         return 0
 
+    @property
+    def position(self) -> int:
+        """Batches of the present epoch handed out so far."""
+        return self._step
+
+    @property
+    def epoch_over(self) -> bool:
+        """Whether the present epoch has no batch left."""
+        return self._step >= self.steps_per_epoch
+
     def expected_steps(self) -> dict[str, float]:
         """Batches of each task in an epoch."""
         steps = {stream.name: float(self.cycles) for stream in self._streams}

@@ -27,10 +27,13 @@ PRETRAINING = "pretraining.json"
 
 State = Literal["finished", "diverged", "pretraining diverged", "not finished"]
 
-# Where a run writes, how it reads and how fast it evaluates: its figures do not depend on them. Nor on the recipe's
-# name, whose values are among the other settings.
+# Where and how often a run writes, how it reads and how fast it evaluates: its figures do not depend on them. Nor on
+# the recipe's name, whose values are among the other settings.
 _NOT_THE_METHODS = frozenset(
-    {"recipe", "output", "overwrite", "report", "tensorboard", "eval_batch_size", "strict_data"}
+    {
+        *("recipe", "output", "overwrite", "report", "tensorboard", "eval_batch_size", "strict_data"),
+        *("checkpoint_every", "keep", "max_skipped_steps"),
+    }
 )
 
 _ALWAYS_THERE = ("diverged", "seconds", "seconds_total", "data", "config", "environment")  # in metrics.json

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 Writer = Callable[[Path], None]
@@ -44,6 +45,15 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
 def text_writer(text: str) -> Writer:
     """A writer for `write_files` that stores `text` as UTF-8 with its line ends untouched."""
     return lambda path: _write_text(path, text)
+
+
+def copy_writer(source: Path) -> Writer:
+    """A writer for `write_files` that copies a file."""
+
+    def write(path: Path) -> None:
+        copyfile(source, path)
+
+    return write
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ _LENGTHS = ("pretrain.epochs", "pretrain.cycles", "pretrain.learning_rate")
 _UNMENTIONED = (
     *("recipe", "data", "model", "seed", "epochs", "cycles"),
     *("fused", "output", "overwrite", "strict_data", "eval_batch_size", "report", "tensorboard"),
+    *("checkpoint_every", "keep", "max_skipped_steps"),
 )
 
 

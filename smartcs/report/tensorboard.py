@@ -34,17 +34,18 @@ class TensorBoardLog:
 
     Args:
         folder: the run's folder, created if missing.
+        after: goes on after this step with the events that are there; later ones are not shown any more.
 
     Raises:
         UsageError: see `check_available`.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, after: int | None = None) -> None:
         writer = _writer_class()
         target = Path(folder) / FOLDER
-        for stale in target.glob(_EVENTS):
+        for stale in target.glob(_EVENTS) if after is None else ():
             stale.unlink()
-        self._writer: SummaryWriter = writer(log_dir=str(target))
+        self._writer: SummaryWriter = writer(log_dir=str(target), purge_step=None if after is None else after + 1)
 
     def step(
         self,
@@ -71,6 +72,10 @@ class TensorBoardLog:
             self._add(f"dev/{name}", value, step)
         for task, value in losses.items():
             self._add(f"dev/loss/{task}", value, step)
+        self._writer.flush()
+
+    def flush(self) -> None:
+        """Writes everything to the file."""
         self._writer.flush()
 
     def _add(self, tag: str, value: float | None, step: int) -> None:

@@ -114,6 +114,12 @@ class TrainConfig:
     for choosing settings. Which texts those are follows from the texts alone, whatever the seed."""
     strict_data: Annotated[bool, FlagCreatePairsOff] = False
     """Make malformed rows and sequences that are too long an error."""
+    checkpoint_every: int = 500
+    """Optimizer steps between two checkpoints, from which --resume goes on; 0: at the end of an epoch alone."""
+    keep: int = 2
+    """Newest checkpoints to keep, and besides the one of the best epoch; 0 writes none."""
+    max_skipped_steps: int = 5
+    """A step whose loss or gradient is not finite is skipped. This many in a row of one task end the run."""
     report: bool = True
     """Write report.html and its figures into the output folder at the end."""
     tensorboard: Annotated[bool, FlagCreatePairsOff] = False
@@ -132,7 +138,8 @@ class TrainConfig:
         check.integer("solo_steps", low=0, optional=True)
         check.integer("seed", low=0, high=2**63 - 1)
         check.integer("max_length", low=_SHORTEST)
-        check.integer("warmup", low=0)
+        check.integer("warmup", "checkpoint_every", "keep", low=0)
+        check.integer("max_skipped_steps", low=1)
         check.flag("fused", "overwrite", "strict_data", "report", "tensorboard")
         check.text("recipe", "data", "model")
         check.tasks("tasks", none=False)

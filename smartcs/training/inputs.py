@@ -38,15 +38,24 @@ class Inputs:
     majority: dict[str, float]
 
     @classmethod
-    def read(cls, config: TrainConfig, device: torch.device, say: Callable[[str], None]) -> Inputs:
+    def read(
+        cls,
+        config: TrainConfig,
+        device: torch.device,
+        say: Callable[[str], None],
+        model: MultitaskBert | None = None,
+    ) -> Inputs:
         """What `config` names; `say` is told what it is, and what of the data was skipped or truncated.
+
+        Args:
+            model: takes the place of a new one.
 
         Raises:
             DataError, ModelSourceError, CheckpointError: something cannot be used.
         """
         data = load_data(config.data, strict=config.strict_data, tasks=config.trained_tasks, holdout=config.holdout)
         say(data.describe())
-        model = build_model(config).to(device)
+        model = (build_model(config) if model is None else model).to(device).train()
         say(f"model: {describe_model(model, model_name(config.model))}")
         if config.model == AUTO_MODEL and model_name(config.model) == SMALL_MODEL:
             say(SMALL_MODEL_NOTICE)

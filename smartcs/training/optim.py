@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from smartcs.ops.backend import get_backend
 from smartcs.ops.packed_weights import Seen
 from smartcs.smart.bregman import BregmanAnchor
 
+_STATE = ("step", "exp_avg", "exp_avg_sq")
 _STILL = AdamWSettings(0.0, 0.0, 0.0, 0.0, 0.0)  # for what only has an anchor
 
 
@@ -102,6 +103,38 @@ class AdamW(torch.optim.AdamW):
         own = {"fused": self._fused or None, "capturable": False, "foreach": None}
         groups = [{**group, **own} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
+
+    def named_state(self, names: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """{"step", "exp_avg", "exp_avg_sq"} -> name -> tensor, of the parameters that have had a gradient.
+
+        Args:
+            names: name -> parameter.
+        """
+        present = {name: self.state[parameter] for name, parameter in names.items() if self.state.get(parameter)}
+        return {kind: {name: state[kind] for name, state in present.items()} for kind in _STATE}
+
+    @torch.no_grad()
+    def load_named_state(self, state: Mapping[str, Mapping[str, Tensor]], names: Mapping[str, Tensor]) -> None:
+        """Goes on from a `named_state`, whose tensors are copied.
+
+        Raises:
+            ValueError: it is of other parameters, or a tensor has another shape than its parameter.
+        """
+        if set(state) != set(_STATE) or len({frozenset(state[kind]) for kind in _STATE}) > 1:
+            raise ValueError(f"AdamW: the state has {', '.join(sorted(state))}, expected {', '.join(_STATE)} of each")
+        unknown = sorted(set(state["step"]) - set(names))
+        if unknown:
+            raise ValueError(f"AdamW: the state has {unknown[0]}, which is no parameter here")
+        self.state.clear()
+        for name in state["step"]:
+            own = self._state(names[name])
+            for kind in _STATE:
+                if state[kind][name].shape != own[kind].shape:
+                    raise ValueError(
+                        f"AdamW: the state's {kind} of {name} has shape {tuple(state[kind][name].shape)}, "
+                        f"expected {tuple(own[kind].shape)}"
+                    )
+                own[kind].copy_(state[kind][name])
 
     def step(
         self,

@@ -236,9 +236,10 @@ def pretrain(
     *,
     stop: StopRequest | None = None,
     log: LossLog | None = None,
+    after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs the epochs of `trainer.settings`, each followed by an evaluation on dev.
+    """Runs the epochs of `trainer.settings`, each followed by an evaluation on dev, from where the trainer stands.
 
     The encoder holds the weights of the last step then, in the mode it had before, and no gradients.
 
@@ -246,6 +247,7 @@ def pretrain(
         console: where progress goes.
         stop: ends it after the current step as soon as it is set.
         log: gets every step.
+        after_step: called after each step but an epoch's last.
         after_epoch: called with the metrics so far after each evaluation.
 
     Returns:
@@ -254,31 +256,35 @@ def pretrain(
     Raises:
         NonFiniteLossError: see `Pretrainer.epoch`.
     """
-    begin, was_training = perf_counter(), trainer.model.bert.training
+    past = max(sum(trainer.seconds.values()), *(epoch["seconds_total"] for epoch in trainer.history), 0.0)
+    begin, was_training = perf_counter() - past, trainer.model.bert.training
     epochs = trainer.settings.epochs
     eval_tokens = sum(int(task.lengths.sum()) for task in trainer.dev.values())
     progress = make_progress(console, epochs, trainer.sampler, eval_tokens)
     try:
         with progress:
-            for epoch in range(1, epochs + 1):
-                losses: dict[str, list[float]] = {name: [] for name in trainer.data}
-                for step in trainer.epoch():
+            for epoch in range(len(trainer.history) + 1, epochs + 1):
+                # Unless its steps were over when the run was stopped.
+                for step in trainer.epoch() if trainer.sampler.epoch < epoch else ():
                     if log is not None:
                         log.add(step)
                     progress.step(step)
-                    losses[step.task].append(step.loss)
+                    trainer.losses.add(step)
                     if stop:
                         raise Stopped
+                    if after_step is not None and not trainer.sampler.epoch_over:
+                        after_step()
                 figures = trainer.evaluate(watch(progress, "dev", stop))
                 trainer.history.append(
                     {
                         "epoch": epoch,
                         **figures,
-                        "train_losses": {name: sum(values) / len(values) for name, values in losses.items()},
+                        "train_losses": trainer.losses.means(),
                         "seconds": sum(trainer.seconds.values()),
                         "seconds_total": perf_counter() - begin,
                     }
                 )
+                trainer.losses.clear()
                 if after_epoch is not None:
                     after_epoch(trainer.metrics())
                 progress.say(

@@ -25,7 +25,7 @@ def make_progress(console: Console, epochs: int, sampler: RoundRobinSampler, eva
     """The kind that suits where `console` writes.
 
     Args:
-        epochs, sampler: the length of the run, and how many of its steps are of each task.
+        epochs, sampler: the length of the run, how many of its steps are of each task, and how many are over.
         eval_tokens: word pieces of one evaluation, for the estimate of the time left.
     """
     live = console.is_terminal and not console.is_dumb_terminal
@@ -38,9 +38,10 @@ class Progress:
     def __init__(self, console: Console, epochs: int, sampler: RoundRobinSampler, eval_tokens: int) -> None:
         self.console = console
         self.epochs, self.cycles = epochs, sampler.cycles
-        self._steps = {task: epochs * steps for task, steps in sampler.expected_steps().items()}
+        done = sampler.epoch + sampler.position / sampler.steps_per_epoch
+        self._steps = {task: (epochs - done) * steps for task, steps in sampler.expected_steps().items()}
         self._seconds: dict[str, deque[float]] = {task: deque(maxlen=_WINDOW // 3) for task in self._steps}
-        self._evaluations = epochs
+        self._evaluations = epochs - sampler.epoch
         self._eval_tokens, self._eval_seconds = eval_tokens, 0.0
         self._eval_begin: float | None = None
         self._recent: deque[Step] = deque(maxlen=_WINDOW)

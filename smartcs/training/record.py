@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
+
+import torch
 
 from smartcs.training.analysis import analyse
 from smartcs.training.evaluation import Evaluation
 from smartcs.training.inputs import Inputs
 from smartcs.training.metrics import METRICS, best_by
-from smartcs.training.steps import Step
 from smartcs.training.trainer import Trainer
-
-
-class EpochLosses:
-    """Mean losses of an epoch's steps, task by task."""
-
-    def __init__(self, tasks: Iterable[str]) -> None:
-        self._sums = dict.fromkeys(tasks, 0.0)
-        self._counts = dict.fromkeys(self._sums, 0)
-
-    def add(self, step: Step) -> None:
-        """Counts one step."""
-        self._sums[step.task] += step.loss
-        self._counts[step.task] += 1
-
-    def means(self) -> dict[str, float | None]:
-        """The mean of each task; None where it had no step."""
-        return {task: value / self._counts[task] if self._counts[task] else None for task, value in self._sums.items()}
 
 
 @dataclass
@@ -41,6 +25,7 @@ class Record:
         begin: when it began, by `perf_counter`.
         history: an entry per evaluated epoch.
         best, best_epoch: the best of them on dev, and its number, from 1; None before the first.
+        weights: which files hold the weights of the best epoch: {"checkpoint": its name, "files": name -> SHA-256}.
         test: the test split at the end, by the weights of the best epoch.
         pretrained: `Pretrainer.metrics` of the stage before, if there was one.
     """
@@ -49,6 +34,7 @@ class Record:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Evaluation | None = None
     best_epoch: int | None = None
+    weights: dict[str, Any] | None = None
     test: Evaluation | None = None
     pretrained: dict[str, Any] | None = None
 
@@ -57,8 +43,13 @@ class Record:
         """Since the run began."""
         return perf_counter() - self.begin
 
-    def add_epoch(self, evaluation: Evaluation, losses: EpochLosses, seconds: float) -> bool:
-        """Enters the next epoch; `seconds` are those of all steps so far. Returns whether it is the best so far."""
+    def add_epoch(self, evaluation: Evaluation, losses: dict[str, float | None], seconds: float) -> bool:
+        """Enters the next epoch; returns whether it is the best so far.
+
+        Args:
+            losses: mean training losses.
+            seconds: of all steps so far.
+        """
         so_far = math.nan if self.best is None else best_by(self.best.figures)
         is_best = math.isnan(so_far) or best_by(evaluation.figures) > so_far
         epoch = len(self.history) + 1
@@ -69,12 +60,39 @@ class Record:
                 "epoch": epoch,
                 **evaluation.figures,
                 "dev_losses": evaluation.losses,
-                "train_losses": losses.means(),
+                "train_losses": losses,
                 "seconds": seconds,
                 "seconds_total": self.seconds,
             }
         )
         return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors, as `state_files.write_state` takes them, but for `test`."""
+        best = self.best
+        return {
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best": best
+            and {
+                "predictions": {task: torch.from_numpy(values) for task, values in best.predictions.items()},
+                "figures": best.figures,
+                "losses": best.losses,
+                "examples": best.examples,
+            },
+            "weights": self.weights,
+            "pretrained": self.pretrained,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], seconds: float) -> None:
+        """Goes on from a `state_dict` of a run that had taken so many seconds."""
+        best = state["best"]
+        self.begin = perf_counter() - seconds
+        self.history, self.best_epoch = list(state["history"]), state["best_epoch"]
+        self.weights, self.pretrained = state["weights"], state["pretrained"]
+        if best is not None:
+            predictions = {task: values.numpy().copy() for task, values in best["predictions"].items()}
+            self.best = Evaluation(predictions, best["figures"], best["losses"], best["examples"])
 
     def metrics(
         self,

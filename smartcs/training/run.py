@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ import torch
 from rich.console import Console
 
 from smartcs import info
-from smartcs.data.encode import EncodedTask
+from smartcs.model.files import read_json
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
 from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.report.tensorboard import TensorBoardLog, check_available
+from smartcs.training.checkpointing import Checkpointer
 from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder, describe_device
 from smartcs.training.distributed import Ranks
@@ -27,23 +26,24 @@ from smartcs.training.inputs import Inputs
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
 from smartcs.training.launch import launched
 from smartcs.training.plan import describe_plan
-from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress, watch
 from smartcs.training.recipes import model_name
-from smartcs.training.record import EpochLosses, Record
+from smartcs.training.record import Record
+from smartcs.training.resume import Resumption, conditions_of
 from smartcs.training.run_folder import (
-    PREDICTIONS,
+    METRICS,
     PRETRAINED,
     LossLog,
     choose_folder,
     refuse_own_model,
     start_folder,
-    write_metrics,
+    stored_config,
 )
-from smartcs.training.steps import NonFiniteLossError, StepLoop
-from smartcs.training.tables import figures_line, figures_table
+from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.tables import closing_lines, figures_line, figures_table
 from smartcs.training.trainer import Trainer
+from smartcs.training.written import Written
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,22 @@ class RunResult:
     signal: int | None = None
 
 
-def train(config: TrainConfig, console: Console | None = None) -> RunResult:
+def train(config: TrainConfig, console: Console | None = None, resumed: Resumption | None = None) -> RunResult:
     """Trains as `config` says and writes the run's folder: in each process of torchrun its share, the first one writes.
 
-    Ctrl-C or SIGTERM ends the run after the current step with usable weights: the best so far, else the current
-    ones. The process's selected backend, precision and random state are as before
+    Ctrl-C or SIGTERM ends the run after the current step with usable weights, the best so far, else the current ones,
+    and a checkpoint to go on from. The process's selected backend, precision and random state are as before
     afterwards.
 
     Args:
         config: from `TrainConfig.from_dict`, which applies recipes, or built value by value.
         console: where progress goes; stdout when left out. `Console(quiet=True)` silences it.
+        resumed: goes on with that run instead of beginning one; `config` is the run's, with what may change. On the
+            same machine and number of threads the run is, bit for bit, the one that it would have been.
 
     Raises:
         FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
-        UsageError: there is no such device, or it cannot do what is asked of it.
+        UsageError: there is no such device, or it cannot do what is asked of it; or the resumed run has other settings.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
         PeerError: another process of the run has ended.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
@@ -83,7 +85,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunResult:
         device = choose_device(config.device)
         chosen = arithmetic(config.precision, device.type)
         with precision(chosen.precision), launched(device) as ranks:
-            return _Run(config, ranks.console(console), chosen, device, ranks).execute()
+            return _Run(config, ranks.console(console), chosen, device, ranks, resumed).execute()
 
 
 @dataclass
@@ -95,17 +97,29 @@ class _Run:
     arithmetic: Arithmetic
     device: torch.device
     ranks: Ranks
+    resumed: Resumption | None = None
     record: Record = field(default_factory=Record)
-    pretrainer: Pretrainer | None = None
+    pretrainer: Pretrainer | None = None  # until its stage is over
+    log: LossLog | None = None
+    board: TensorBoardLog | None = None
 
     def execute(self) -> RunResult:
-        config = self.config
+        config, resumed = self.config, self.resumed
         if config.tensorboard:
             check_available()
-        self.folder = self.ranks.from_first(lambda: choose_folder(config.output, config.overwrite))
+        self.folder = self.ranks.from_first(
+            lambda: choose_folder(config.output, config.overwrite) if resumed is None else resumed.folder
+        )
+        self.written = Written(self.folder, self.ranks)
+        if resumed is not None:
+            resumed.check(config)
+            if resumed.finished(config):
+                self._say(f"{self.folder} is finished: there is nothing to resume")
+                return RunResult(self.folder, read_json(self.folder / METRICS))
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
-        self.inputs = Inputs.read(config, self.device, self._say)
+        start = None if resumed is None else MultitaskBert.from_pretrained(resumed.checkpoint.folder)
+        self.inputs = Inputs.read(config, self.device, self._say, start)
         self.model = self.inputs.model
         self.recorder, self.not_recorded = choose_recorder(
             config.cuda_graphs, self.device, self.model.bert.config, self.ranks.size, config.accumulate
@@ -114,6 +128,11 @@ class _Run:
         # Both before anything is written: what does not fit together shows here.
         self.pretrainer = self._make_pretrainer()
         self.trainer = self._make_trainer()
+        conditions = conditions_of(self.environment, describe_device(self.device, ""))
+        conditions |= {"processes": self.ranks.size, "slices": config.accumulate}
+        self.checkpoints = Checkpointer(self.folder, config, self.inputs, conditions, self._say)
+        if resumed is not None:
+            self._go_on_from(resumed)
         self.ranks.from_first(self._start_folder)
         with stop_on_signals(self.ranks) as stop:
             try:
@@ -124,24 +143,28 @@ class _Run:
             except Stopped:
                 self._stopped(stop)
             except NonFiniteLossError:
-                self._write_metrics(self._metrics(finished=True, diverged=True))
+                self.written.metrics(self._metrics(finished=True, diverged=True))
                 raise
         metrics = self._metrics(finished=True, interrupted=bool(stop))
-        self._write_metrics(metrics)
-        if config.report and self.ranks.is_first:
-            from smartcs.report import write_run_report  # matplotlib takes a second to load
-
-            write_run_report(self.folder)
+        self.written.metrics(metrics)
+        if config.report:
+            self.written.report()
         self._summary(metrics)
         return RunResult(self.folder, metrics, stop.signal)
 
     def _start_folder(self) -> None:
-        refuse_own_model(self.folder, model_name(self.config.model))
-        start_folder(self.folder, self.config)
+        """What the first rank does to it, the only one that writes."""
+        if self.resumed is not None:
+            self.resumed.restore_files(self.config)
+            if self.record.best is not None:
+                self.written.predictions("dev", self.inputs.encoded["dev"], self.record.best)
+        else:
+            refuse_own_model(self.folder, model_name(self.config.model))
+            start_folder(self.folder, self.config)
 
     def _make_pretrainer(self) -> Pretrainer | None:
         config, inputs = self.config, self.inputs
-        if not config.pretrain.epochs:
+        if not config.pretrain.epochs or (self.resumed is not None and not self.resumed.pretraining):
             return None
         return Pretrainer(
             self.model.bert,
@@ -161,22 +184,30 @@ class _Run:
 
     def _pretrain(self, stop: StopRequest) -> None:
         """The stage of masked language modelling, if there is one."""
-        pretrainer, self.pretrainer = self.pretrainer, None
+        pretrainer = self.pretrainer
         if pretrainer is None:
             return
         self._say(f"{pretrainer.describe()}\noutput: {self.folder}")
         folder = self.folder / PRETRAINED
-        with self._loss_log(folder, pretrainer) as log:
+        goes_on = self.resumed is not None
+        with self.written.log(folder, len(pretrainer.data), goes_on=goes_on) as self.log:
             try:
-                self.record.pretrained = pretrain(pretrainer, self.console, stop=stop, log=log)
+                self.record.pretrained = pretrain(
+                    pretrainer,
+                    self.console,
+                    stop=stop,
+                    log=self.log,
+                    after_step=self._after_step,
+                    after_epoch=lambda metrics: self._save_checkpoint(),
+                )
             except NonFiniteLossError:
                 self.record.pretrained = pretrainer.metrics(diverged=True)
                 raise
         if stop:
             raise Stopped
-        if self.ranks.is_first:
-            self.model.bert.save_pretrained(folder, self.inputs.tokenizer)
+        self.written.encoder(folder, self.model.bert, self.inputs.tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
+        self.pretrainer, self.resumed = None, None
         # The optimizer's state and the anchor begin here.
         self.trainer = self._make_trainer()
 
@@ -186,81 +217,88 @@ class _Run:
         dev, test = self.inputs.encoded["dev"], self.inputs.encoded["test"]
         eval_tokens = sum(len(task.input_ids) for task in dev.values())
         progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
+        goes_on = self.resumed is not None
         with ExitStack() as stack:
-            log = stack.enter_context(self._loss_log(self.folder, trainer))
-            wanted = config.tensorboard and self.ranks.is_first
-            board = stack.enter_context(TensorBoardLog(self.folder)) if wanted else None
+            self.log = stack.enter_context(self.written.log(self.folder, len(trainer.data), goes_on=goes_on))
+            if config.tensorboard:
+                self.board = stack.enter_context(self.written.board(trainer.step if goes_on else None))
             stack.enter_context(progress)
-            while len(record.history) < config.epochs:
-                losses = EpochLosses(trainer.data)
-                for step in trainer.epoch():
-                    if log is not None:
-                        log.add(step)
-                    if board is not None:
-                        board.step(step.step, step.task, step.loss, **step.terms())
+            while (epoch := len(record.history) + 1) <= config.epochs:
+                # Unless its steps were over when the run was stopped.
+                for step in trainer.epoch() if trainer.sampler.epoch < epoch else ():
+                    if self.log is not None:
+                        self.log.add(step)
+                    if self.board is not None:
+                        self.board.step(step.step, step.task, step.loss, **step.terms())
                     progress.step(step)
-                    losses.add(step)
+                    trainer.losses.add(step)
                     if stop:
                         raise Stopped
-                evaluation = self._evaluate(self.model, dev, watch(progress, "dev", stop))
-                self._end_of_epoch(evaluation, losses, progress)
-                if board is not None:
-                    board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
+                    if not trainer.sampler.epoch_over:
+                        self._after_step()
+                report = watch(progress, "dev", stop)
+                evaluation = evaluate(self.model, dev, config.eval_batch_size, report, self.ranks)
+                self._end_of_epoch(evaluation, progress)
             if test:
-                model = self.model if record.best_epoch == config.epochs else self._best_model()
-                record.test = self._evaluate(model, test, watch(progress, "test", stop))
-                self._write_predictions("test", record.test)
+                model = self.model if record.best_epoch == config.epochs else self.written.best(self.model)
+                report = watch(progress, "test", stop)
+                record.test = evaluate(model, test, config.eval_batch_size, report, self.ranks)
+                self.written.predictions("test", test, record.test)
 
-    def _end_of_epoch(self, evaluation: Evaluation, losses: EpochLosses, progress: Progress) -> None:
-        record = self.record
-        is_best = record.add_epoch(evaluation, losses, sum(self.trainer.seconds.values()))
+    def _end_of_epoch(self, evaluation: Evaluation, progress: Progress) -> None:
+        record, trainer = self.record, self.trainer
+        is_best = record.add_epoch(evaluation, trainer.losses.means(), sum(trainer.seconds.values()))
+        trainer.losses.clear()
         if is_best:
-            self._save()
-            self._write_predictions("dev", evaluation)
+            self.written.model(self.model)
+            self.written.predictions("dev", self.inputs.encoded["dev"], evaluation)
+            record.weights = self.ranks.from_first(lambda: self.checkpoints.best_weights(self._step))
+        if self.board is not None:
+            self.board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
         # Not only at the end: a run that is killed leaves what it has reached.
-        self._write_metrics(self._metrics(finished=False))
+        self.written.metrics(self._metrics(finished=False))
         progress.say(
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
         )
+        self._save_checkpoint()
 
-    def _evaluate(
-        self, model: MultitaskBert, split: dict[str, EncodedTask], report: Callable[[int, int], None]
-    ) -> Evaluation:
-        return evaluate(model, split, self.config.eval_batch_size, report, self.ranks)
+    @property
+    def _step(self) -> int:
+        """Optimizer steps so far, in both stages."""
+        if self.pretrainer is not None:
+            return self.pretrainer.step
+        return self.trainer.step + (0 if self.record.pretrained is None else self.record.pretrained["steps"])
 
-    def _best_model(self) -> MultitaskBert:
-        """The weights in the folder, which may be out of the other ranks' reach."""
-        model = MultitaskBert.from_pretrained(self.folder) if self.ranks.is_first else copy.deepcopy(self.model)
-        model = model.to(self.device)
-        self.ranks.copy_first(model)
-        return model
+    def _after_step(self) -> None:
+        if self.checkpoints.due(self._step):
+            self._save_checkpoint()
 
-    def _loss_log(self, folder: Path, loop: StepLoop[Any]) -> AbstractContextManager[LossLog | None]:
-        """Of the first rank alone, as all that is written."""
-        if not self.ranks.is_first:
-            return nullcontext()
-        folder.mkdir(exist_ok=True)
-        return LossLog(folder, len(loop.data))
+    def _save_checkpoint(self, final: bool = False) -> None:
+        if self.log is not None:
+            self.log.flush()
+            if self.board is not None:
+                self.board.flush()
+            loop = self.pretrainer or self.trainer
+            self.checkpoints.save(self._step, loop, self.record, self.log.path, final=final)
 
-    def _save(self) -> None:
-        if self.ranks.is_first:
-            self.model.save_pretrained(self.folder)
-
-    def _write_metrics(self, metrics: dict[str, Any]) -> None:
-        if self.ranks.is_first:
-            write_metrics(self.folder, metrics)
-
-    def _write_predictions(self, split: str, evaluation: Evaluation) -> None:
-        if self.ranks.is_first:
-            ids = {name: task.ids for name, task in self.inputs.encoded[split].items()}
-            write_predictions(self.folder / PREDICTIONS, split, ids, evaluation.predictions)
+    def _go_on_from(self, resumed: Resumption) -> None:
+        """Brings all to where the checkpoint was written."""
+        resumed.check_data(self.inputs)
+        for damage in resumed.damaged:
+            self._say(f"warning: passed over a damaged checkpoint: {damage}")
+        resumed.load(self.record, self.trainer, self.pretrainer)
+        self.checkpoints.last = resumed.checkpoint
+        self._say(f"resumed at step {self._step} from {resumed.checkpoint.folder}")
+        if note := resumed.changed_conditions(self.checkpoints.conditions):
+            self._say(note)
 
     def _stopped(self, stop: StopRequest) -> None:
         record = self.record
+        self._save_checkpoint(final=True)
         which = f"of epoch {record.best_epoch}, the best so far,"
         if record.best is None:
-            self._save()
+            self.written.model(self.model)
             which = "of this step, not evaluated,"
         where, step = "", self.trainer.step
         total = self.config.epochs * self.trainer.sampler.steps_per_epoch
@@ -271,8 +309,13 @@ class _Run:
         assert stop.signal is not None
         self._say(
             f"stopped by {signal.Signals(stop.signal).name} {where}after step {step} of {total}: "
-            f"the weights {which} are in {self.folder}"
+            f"the weights {which} are in {self.folder}{self._how_to_go_on()}"
         )
+
+    def _how_to_go_on(self) -> str:
+        if self.checkpoints.last is None:
+            return ""
+        return f"; to go on from step {self.checkpoints.last.step}: python -m smartcs.train --resume {self.folder}"
 
     def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
         return {
@@ -283,7 +326,7 @@ class _Run:
             "products": self.arithmetic.products,
             "device": describe_device(self.device, self.not_recorded),
             "ranks": self.ranks.size,
-            "config": asdict(self.config),
+            "config": stored_config(self.config),
             "model": asdict(self.model.bert.config),
             "environment": self.environment,
         }
@@ -291,17 +334,8 @@ class _Run:
     def _summary(self, metrics: dict[str, Any]) -> None:
         if self.record.best is not None:
             self.console.print(figures_table("dev", self.record.best, self.inputs.majority))
-        self._say(
-            f"trained {metrics['steps']:,} steps on {metrics['tokens']:,} tokens in "
-            f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
-            f"{clock(metrics['seconds_total'])} in all"
-        )
-        for task, figures in (metrics["smart"] or {}).items():
-            if figures["fallbacks"]:
-                self._say(
-                    f"warning: SMART's gradient or value was not finite in {figures['fallbacks']:,} of "
-                    f"{figures['steps']:,} {task} steps; those had the plain loss"
-                )
+        for line in closing_lines(metrics):
+            self._say(line)
         self._say(f"results: {self.folder}")
 
     def _say(self, text: str) -> None:

@@ -16,6 +16,7 @@ from smartcs.data.examples import SPLITS, TASKS
 from smartcs.model.files import CheckpointError, json_writer, read_json, text_writer, write_files
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
+from smartcs.training.checkpoint import remove_all
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.predictions import file_name
@@ -28,6 +29,7 @@ LOSSES = "losses.csv"
 REPORT = "report.html"
 PRETRAINED = "pretrained"
 PREDICTIONS = "predictions"
+CHECKPOINTS = "checkpoints"
 # Every picture that the report of a run can have.
 PICTURES = (
     "headline",
@@ -59,6 +61,8 @@ _RUN_FILES = (
     f"{PRETRAINED}/1_Pooling/config.json",
     *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
 )
+
+_COLUMNS = ("step", "epoch", "task", "loss", "tokens", "smart", "alignment", "perturbation", "bregman")
 
 
 def choose_folder(output: str | None, overwrite: bool, default: str = "runs/train") -> Path:
@@ -120,6 +124,7 @@ def clear_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    remove_all(folder / CHECKPOINTS)
     for events in folder.glob("tensorboard/events.out.tfevents.*"):
         events.unlink()
     for name in ("1_Pooling", f"{PRETRAINED}/1_Pooling", PRETRAINED, PREDICTIONS, "figures", "tensorboard"):
@@ -130,10 +135,20 @@ def clear_folder(folder: Path) -> None:
 def start_folder(folder: Path, config: TrainConfig) -> None:
     """Makes the folder, removes the files of an earlier run (and nothing else), writes the configuration."""
     clear_folder(folder)
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes the configuration."""
+    write_files(folder, {CONFIG: json_writer(stored_config(config))})
+
+
+def stored_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as files hold it: `evaluate` finds the data from anywhere."""
     values = asdict(config)
     if config.data != SAMPLE_DATA:
-        values["data"] = os.path.abspath(os.path.expanduser(config.data))  # evaluate finds it from anywhere
-    write_files(folder, {CONFIG: json_writer(values)})
+        values["data"] = os.path.abspath(os.path.expanduser(config.data))
+    return values
 
 
 def read_config(folder: Path) -> TrainConfig | None:
@@ -166,18 +181,33 @@ def _finite(value: Any) -> Any:
 
 
 class LossLog:
-    """losses.csv: one line per step, on disk after every cycle, so that a run that is killed leaves its curve."""
+    """losses.csv: one line per step, on disk after every cycle, so that a run that is killed leaves its curve.
 
-    def __init__(self, folder: Path, tasks: int) -> None:
-        self._file = open(folder / LOSSES, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (__exit__ closes)
-        self._tasks = tasks
-        self._file.write("step,epoch,task,loss,tokens,smart,alignment,perturbation,bregman\n")
+    Args:
+        folder: where.
+        tasks: steps in a cycle.
+        goes_on: whether to add to the file that is there.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, folder: Path, tasks: int, *, goes_on: bool = False) -> None:
+        self.path, self._tasks = folder / LOSSES, tasks
+        self._file = open(self.path, "a" if goes_on else "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (__exit__ closes)
+        if not goes_on:
+            self._file.write(f"{','.join(_COLUMNS)}\n")
 
     def add(self, step: Step) -> None:
         """Adds a line; nine digits name a float32 exactly. A term that the step did not have stays empty."""
         others = ",".join("" if term is None else f"{term:.9g}" for term in step.terms().values())
         self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens},{others}\n")
         if step.step % self._tasks == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands all lines to the system."""
+        if not self._file.closed:
             self._file.flush()
 
     def __enter__(self) -> LossLog:

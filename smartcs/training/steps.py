@@ -20,6 +20,7 @@ from smartcs.data.prefetch import Prefetcher
 from smartcs.data.sampling import RoundRobinSampler
 from smartcs.smart import BregmanAnchor
 from smartcs.training.distributed import ALONE, Ranks, without_averaging
+from smartcs.training.epoch_losses import EpochLosses
 from smartcs.training.optim import AdamW
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -115,6 +116,7 @@ class StepLoop(ABC, Generic[Batch]):
         seconds: time spent in the steps, by part: data (waiting for the batch), and forward, backward, optimizer or,
             on a GPU, step.
         background_seconds: processor time of preparing batches meanwhile.
+        losses: of the present epoch; whoever takes the steps adds them, and clears it.
     """
 
     _where = ""  # begins the message of a failure
@@ -137,6 +139,7 @@ class StepLoop(ABC, Generic[Batch]):
         self.tokens = 0
         self.seconds = dict.fromkeys(parts, 0.0)
         self.background_seconds = 0.0
+        self.losses = EpochLosses(data)
 
     def seconds_by_part(self) -> dict[str, float]:
         """`seconds`, and beside them, since they pass meanwhile, `background_seconds` as "data_background"."""
@@ -149,7 +152,8 @@ class StepLoop(ABC, Generic[Batch]):
             NonFiniteLossError: a loss or, where the optimizer has a `max_grad_norm`, its gradient's norm is NaN or
                 infinite; names the step and the examples.
         """
-        epoch, first = self.sampler.epoch + 1, self.step
+        # A resumed epoch began before its first step here.
+        epoch, first = self.sampler.epoch + 1, self.step - self.sampler.position
         self._begin()
         batches = self.sampler.batches()
         with closing(Prefetcher(self._prepare(copy.deepcopy(self.sampler), self.step))) as prepared:

@@ -9,7 +9,7 @@ from smartcs.training.run import RunResult, train
 
 @pytest.fixture
 def config(data_folder, encoder_folder, tmp_path):
-    """Makes configurations for the tiny data and model, one epoch of 8 cycles unless said otherwise."""
+    """Makes configurations for the tiny data and model, one epoch of 8 cycles without checkpoints unless said so."""
 
     def make(**values) -> TrainConfig:
         defaults = {
@@ -21,6 +21,7 @@ def config(data_folder, encoder_folder, tmp_path):
             "batch_qqp": 8,
             "learning_rate": 1e-3,
             "report": False,
+            "keep": 0,
             "device": "cpu",
         }
         return TrainConfig.from_dict({**defaults, **values})

@@ -79,18 +79,18 @@ def test_flags_reach_the_config():
         "eval_batch_size": 9,
     }
     typed = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    config = parse(["--no-fused", "--overwrite", "--strict-data", *typed])
+    config = parse(["--no-fused", "--overwrite", "--strict-data", *typed]).config
     assert config == TrainConfig(fused=False, overwrite=True, strict_data=True, head_dropout=0.15, **values)
 
 
 def test_a_flag_beats_recipe_and_sample():
-    assert parse(["--recipe", "dropout", "--head-dropout", "0"]).head_dropout == 0.0
-    assert parse(["--recipe", "dropout"]).head_dropout == 0.15
+    assert parse(["--recipe", "dropout", "--head-dropout", "0"]).config.head_dropout == 0.0
+    assert parse(["--recipe", "dropout"]).config.head_dropout == 0.15
     small = TrainConfig.from_dict({"model": "small"})
-    assert parse(["--model", "small"]) == small
+    assert parse(["--model", "small"]).config == small
     # Also where the flag says what the paper's default is.
-    assert parse(["--model", "small", "--learning-rate", "3e-5"]).learning_rate == 3e-5
-    assert parse(["--fused"]).fused and parse([]).fused
+    assert parse(["--model", "small", "--learning-rate", "3e-5"]).config.learning_rate == 3e-5
+    assert parse(["--fused"]).config.fused and parse([]).config.fused
 
 
 def test_train_writes_a_run(command, config):
