@@ -272,6 +272,20 @@ def _signal_on_the_last(ranks: Ranks) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _death_of_the_last(ranks: Ranks) -> Iterator[None]:
+    """The last rank's process is gone at its third step, without a word."""
+    take = StepLoop._take
+
+    def gone(self: Any, *args: Any) -> Any:
+        if self.step == 2 and ranks.rank == ranks.size - 1:
+            os._exit(3)
+        return take(self, *args)
+
+    with patch.object(StepLoop, "_take", gone):
+        yield
+
+
 CHANGES = {
     "local masks": _local_masks,
     "averaged twice": _averaged_twice,
@@ -281,6 +295,7 @@ CHANGES = {
     "equal weights": _equal_weights,
     "nan on the last": _nan_on_the_last,
     "signal on the last": _signal_on_the_last,
+    "death of the last": _death_of_the_last,
 }
 
 
