@@ -28,7 +28,7 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if lacking:
         raise UsageError(
-            f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start the processes with "
+            f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start them by torchrun: "
             "torchrun --nproc-per-node N -m smartcs.train ..."
         )
     return int(environment["LOCAL_RANK"])

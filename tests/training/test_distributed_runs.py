@@ -93,10 +93,9 @@ def test_another_number_of_processes_resumes(arguments, quiet_train, tmp_path):
     assert len(losses(tmp_path / "two")) == 24
 
 
-def test_other_batches_go_on_at_the_same_position(arguments, tmp_path):
+def test_other_batches_go_on_at_the_same_position(arguments, quiet_train, tmp_path):
     """Three processes after one, whose batches do not have as many examples."""
-    _, flags = arguments(tmp_path / "run")
-    subprocess.run([*launch(1, *flags)], env=environment(), check=True, capture_output=True, timeout=LIMIT)
+    quiet_train(TrainConfig.from_dict({**arguments(tmp_path / "run")[0], "report": False}))
     before = Resumption.find(tmp_path / "run").state["loop"]["sampler"]["streams"]["sst"]
     assert before["position"] == 4 * 6
     flags = ["-m", "smartcs.train", f"--resume={tmp_path / 'run'}", "--epochs=2", "--no-report"]
@@ -126,7 +125,7 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(arguments, tmp_path):
 
 def test_an_error_of_the_first_process_is_said_once(arguments, tmp_path):
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file").write_text("")
+    (tmp_path / "taken" / "metrics.json").write_text("{}")
     done = torchrun(2, *arguments(tmp_path / "taken")[1], check=False)
     assert done.returncode != 0 and done.stderr.count(f"error: {tmp_path / 'taken'}") == 1
     assert "the first process of the run could not go on" in done.stderr
