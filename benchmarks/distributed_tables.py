@@ -6,6 +6,7 @@ last layer to the first during the backward pass of the clean forward pass, the 
 embeddings comes at its end, so nothing hides that one.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +177,23 @@ def _over_one(one: Row) -> str:
     return "" if one["candidate"] == "1 process" else f", {middle:.2f} times ({low:.2f} - {high:.2f})"
 
 
+def equality_table(folder: Path) -> str:
+    """How far steps of several processes, or of several slices, are from those of one."""
+    path = folder / "distributed-equality.json"
+    if not path.is_file():
+        return "Not measured."
+    lines = [
+        "| training, six steps | two processes | three | three slices of one process | tolerance |",
+        "|---|---|---|---|---|",
+    ]
+    for one in json.loads(path.read_text()):
+        cells = [one["training"], *(f"{one[name]:.0e}" for name in ("processes 2", "processes 3", "slices"))]
+        lines.append(f"| {' | '.join(cells)} | {one['tolerance']:.0e} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "distributed-equality": equality_table,
     "distributed-communication": communication_table,
     "distributed-memory": memory_table,
     "distributed-throughput": throughput_table,
