@@ -88,7 +88,7 @@ class Ranks:
     def rounds(self, items: Sequence[Result]) -> Iterator[tuple[list[Result], int]]:
         """Deals the items out: per round this rank's one, or none, and how many items are dealt by then.
 
-        Every rank sees as many rounds. Ends a round with an exchange, after the caller's work on its item.
+        Every rank sees as many rounds, and ends each with an exchange, so that all learn of a signal together.
         """
         for begin in range(0, len(items), self.size):
             yield list(items[begin + self.rank : begin + self.rank + 1]), min(begin + self.size, len(items))

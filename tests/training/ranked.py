@@ -302,6 +302,7 @@ CHANGES = {
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # torchrun sends it to all when one has died
     with launched(torch.device("cpu")) as ranks:
         for name, case in json.loads((folder / "cases.json").read_text()).items():
             try:

@@ -127,7 +127,7 @@ def test_an_error_of_the_first_process_is_said_once(arguments, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "metrics.json").write_text("{}")
     done = torchrun(2, *arguments(tmp_path / "taken")[1], check=False)
-    assert done.returncode != 0 and done.stderr.count(f"error: {tmp_path / 'taken'}") == 1
+    assert done.returncode != 0 and done.stderr.count(f"error: output {tmp_path / 'taken'} already holds") == 1
     assert "the first process of the run could not go on" in done.stderr
 
 
@@ -149,7 +149,7 @@ def test_a_launch_that_is_not_whole_is_refused():
     whole = {"WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     assert local_rank(whole) == 1
     with pytest.raises(
-        UsageError, match="WORLD_SIZE is 2, but LOCAL_RANK, MASTER_PORT is not set; start the processes"
+        UsageError, match="WORLD_SIZE is 2, but LOCAL_RANK, MASTER_PORT is not set; start them by torchrun"
     ):
         local_rank({name: value for name, value in whole.items() if name not in ("LOCAL_RANK", "MASTER_PORT")})
 
