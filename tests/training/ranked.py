@@ -26,7 +26,7 @@ from smartcs.smart import adversarial
 from smartcs.training import objective as objective_module
 from smartcs.training import pretraining as pretraining_module
 from smartcs.training.config import TrainConfig
-from smartcs.training.distributed import ALONE, Ranks
+from smartcs.training.distributed import ALONE, Ranks, noticing
 from smartcs.training.evaluation import evaluate
 from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.launch import launched
@@ -306,7 +306,8 @@ def main() -> None:
     with launched(torch.device("cpu")) as ranks:
         for name, case in json.loads((folder / "cases.json").read_text()).items():
             try:
-                left = run(Case(**case), ranks)
+                with noticing():
+                    left = run(Case(**case), ranks)
             except RuntimeError as error:
                 left = {"error": str(error)}
             torch.save(left, folder / f"{name}-{ranks.rank}.pt")
