@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 from time import perf_counter
@@ -93,12 +94,15 @@ class Checkpointer:
             self.seconds += perf_counter() - begin
 
     def _state(self, loop: Trainer | Pretrainer, record: Record) -> dict[str, Any]:
-        return {
+        common = {
             "format": FORMAT,
             "stage": FINE_TUNING if isinstance(loop, Trainer) else PRETRAINING,
             "seconds": record.seconds,
             "data": self._data,
             "conditions": self.conditions,
             "record": record.state_dict(),
-            **(trainer_state(loop) if isinstance(loop, Trainer) else pretrainer_state(loop)),
         }
+        if isinstance(loop, Trainer):
+            return {**common, **trainer_state(loop)}
+        # What a stopped stage has reached so far is in its own state.
+        return {**common, "record": replace(record, pretrained=None).state_dict(), **pretrainer_state(loop)}

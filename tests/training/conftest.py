@@ -1,10 +1,14 @@
-"""A way to configure and run a training of a second."""
+"""A way to configure and run a training of a second, and to interrupt it."""
+
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
 from smartcs.training.config import TrainConfig
 from smartcs.training.run import RunResult, train
+from smartcs.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -37,3 +41,35 @@ def quiet_train():
         return train(config, Console(quiet=True))
 
     return run
+
+
+@pytest.fixture
+def short(config, tmp_path):
+    """Configurations of a run of two epochs of six steps, with dropout, in a folder of that name."""
+
+    def make(name="run", **values):
+        settings = {"epochs": 2, "cycles": 2, "checkpoint_every": 5, "keep": 2, "encoder_dropout": 0.1}
+        if "pretrain" in values.get("recipe", ""):
+            settings |= {"pretrain.epochs": 2, "pretrain.cycles": 1, "pretrain.dropout": True}
+        return config(**{**settings, "output": tmp_path / name, **values})
+
+    return make
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends a signal when that step, of fine-tuning or of pretraining, has been taken; once."""
+
+    def stop(step, loop=Trainer, number=signal.SIGINT):
+        original = loop.epoch
+
+        def epoch(self):
+            for taken in original(self):
+                if taken.step == step:
+                    os.kill(os.getpid(), number)
+                    monkeypatch.setattr(loop, "epoch", original)
+                yield taken
+
+        monkeypatch.setattr(loop, "epoch", epoch)
+
+    return stop

@@ -105,7 +105,7 @@ def test_a_small_model_keeps_its_settings_for_fine_tuning(command, tmp_path):
     run = ["--model", "small", "--epochs", "1", "--cycles", "1", "--output", tmp_path / "a folder"]
     _, out, _ = command("pretrain", *run)
     typed = re.search("fine-tune it: python -m smartcs.train (.*)", out)[1]
-    config, small = parse_train(shlex.split(typed)), TrainConfig.from_dict({"model": "small"})
+    config, small = parse_train(shlex.split(typed)).config, TrainConfig.from_dict({"model": "small"})
     assert config.model == str(tmp_path / "a folder")
     assert replace(config, model="small", pretrain=small.pretrain) == small
 

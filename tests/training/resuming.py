@@ -1,0 +1,15 @@
+"""Resuming a run in a test."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from smartcs.training.resume import Resumption
+from smartcs.training.run import RunResult, train
+
+
+def go_on(folder: Path | str, console: Console | None = None, **values) -> RunResult:
+    """Resumes, with other values of some settings."""
+    resumed = Resumption.find(folder)
+    return train(replace(resumed.config, **values), console or Console(quiet=True), resumed)
