@@ -44,8 +44,11 @@ OPS = (
         "embedding", "Triton", BOTH, STORED, "kernels/test_embedding.py",
         ("embedding", "layer_norm_row", "rows", "row_sums"),
     ),
-    Op("linear, bf16 mode", "Triton, cuBLAS", FORWARD, STORED[:2], "kernels/test_linear.py", ("linear", "rows")),
-    Op("linear, bf16 mode", "Triton, cuBLAS", ("backward",), STORED[:1], "kernels/test_linear.py", ("linear", "rows")),
+    Op("linear, bf16 mode", "Triton, cuBLAS", FORWARD, STORED[:2], "kernels/test_linear.py", ("bias_gelu", "rows")),
+    Op(
+        "linear, bf16 mode", "Triton, cuBLAS", ("backward",), STORED[:1], "kernels/test_linear.py",
+        ("bias_gelu", "rows"),
+    ),
     Op("symmetric_kl", "CUDA C++", FORWARD, ("float32", "float64"), "cuda/test_symmetric_kl.py", ("symmetric_kl",)),
     Op("symmetric_kl", "CUDA C++", ("backward",), (*STORED, "float64"), "cuda/test_symmetric_kl.py", ("symmetric_kl",)),
     Op("perturb", "CUDA C++", FORWARD, (*STORED, "float64"), "cuda/test_perturb.py", ("perturb",)),

@@ -50,7 +50,7 @@ def resources_of(builds: Sequence[tuple[Build, int]], jobs: int = 1) -> Iterator
 
     Yields:
         Of the next batch: threads per block, registers per thread, bytes of spills, stack and dynamic shared memory,
-        columns of tensor memory, as [{"threads": ..., "registers": ...}, ...].
+        columns of tensor memory, and how many parameters are numbers in float64, as [{"threads": ..., ...}, ...].
     """
     batch = max(1, min(64, -(-len(builds) // jobs)))
     batches = [builds[first : first + batch] for first in range(0, len(builds), batch)]
@@ -120,6 +120,7 @@ def _compile(build: Build, cc: int) -> dict[str, int]:
     module, name = build.kernel.split(".")
     kernel = reduce(getattr, name.split("."), import_module(f"{PACKAGE}.{module}"))
     types = {name: build.arguments.get(name, "constexpr") for name in kernel.arg_names}
+    _check_types(build, {one.name: one.annotation_type for one in kernel.params})
     known = [kind.startswith("*") or kind.endswith(":16") for kind in types.values()]
     aligned = {(i,): [["tt.divisibility", 16]] for i, multiple in enumerate(known) if multiple}
     source = ASTSource(kernel, {n: kind.removesuffix(":16") for n, kind in types.items()}, build.constants, aligned)
@@ -132,7 +133,16 @@ def _compile(build: Build, cc: int) -> dict[str, int]:
         "stack": _number(r"(\d+) bytes stack frame", log.getvalue()),
         "dynamic": program.metadata.shared,
         "tensor": getattr(program.metadata, "tmem_size", None) or 0,
+        "doubles": len(re.findall(r"\.param \.f64 ", program.asm["ptx"])),
     }
+
+
+def _check_types(build: Build, annotated: dict[str, str]) -> None:
+    """Raises unless a launch's types are those of the build: an annotation's, and float32 for a float without one."""
+    for name, kind in build.arguments.items():
+        expected = annotated[name] or ("fp32" if kind in ("fp64", "fp32") else kind)
+        if kind.removesuffix(":16") != expected.removesuffix(":16"):
+            raise ValueError(f"{build.kernel}: {name} is {kind} in the build, but {expected} in a launch")
 
 
 def _number(pattern: str, log: str) -> int:

@@ -19,11 +19,12 @@ from torch import Tensor
 from smartcs.ops.checks import check_dropout
 from smartcs.ops.random import compute_dtype
 
-from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
+from .layer_norm_row import Tight, dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
 from .philox import counted
-from .rows import check_operand, check_whole_rows, on_device_of, widened
+from .rows import as_scalar, check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "add_layer_norm"
+_TIGHT: Tight = frozenset({(512, 2)})
 
 
 def add_layer_norm_fwd(
@@ -51,7 +52,7 @@ def add_layer_norm_fwd(
     mean = torch.empty(rows, dtype=compute_dtype(x), device=x.device)
     rstd = torch.empty_like(mean)
     if rows > 0:
-        options = tile_of(columns, 1024, 8)
+        options = tile_of(columns, x.dtype, 1024, _TIGHT)
         with on_device_of(x):
             _forward_kernel[(triton.cdiv(rows, options["ROWS"]),)](
                 y,
@@ -106,12 +107,12 @@ def _forward_kernel(
     bias_ptr,  # (C,)
     rows,
     columns,
-    eps,
+    eps: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
     counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
-    scale,
+    scale: tl.float64,
     HAS_INPUT_BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -127,10 +128,10 @@ def _forward_kernel(
         z += widened(tl.load(input_bias_ptr + column, mask=in_row, other=0))[None, :]
     if DROPOUT:
         stream, first_row = counted(stream, counter_offset_ptr, 1)
-        z *= keep_factors(first_row + row, seed, stream, threshold, scale, z, BLOCK)
+        z *= keep_factors(first_row + row.to(tl.uint32), seed, stream, threshold, as_scalar(scale, mean_ptr), BLOCK)
     rounded = (widened(tl.load(residual_ptr + offset, mask=inside, other=0)) + z).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offset, rounded, mask=inside)
     h = widened(rounded)
-    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
+    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, as_scalar(eps, mean_ptr))
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
     store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)

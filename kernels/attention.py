@@ -41,8 +41,8 @@ from smartcs.ops.random import compute_dtype, drop_threshold
 
 from .layer_norm_row import Dropout
 from .philox import bits_in_order, column_at, counted, positions
-from .rows import check_contiguous, check_operand, check_statistic, on_device_of
-from .tiles import as_scalar, blocks, dot, load, sentence, store
+from .rows import as_scalar, check_contiguous, check_operand, check_statistic, on_device_of
+from .tiles import blocks, dot, load, sentence, store
 
 _OP = "attention"
 MAX_HEAD_SIZE = GPU_WIDTHS[_OP]  # a tile holds all of it
@@ -109,7 +109,7 @@ def _forward(
     stream, first_row = counted(stream, counter_offset, heads)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
-    drawn = first_row + row
+    drawn = first_row + row.to(tl.uint32)
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
     q = load(qkv, queries, 3 * width, length, HEAD_SIZE, BLOCK_D)
     context = tl.zeros([BLOCK_Q, BLOCK_D], lse.dtype.element_ty)
@@ -164,7 +164,7 @@ def _gradients_of_queries(
     stream, first_row = counted(stream, counter_offset, heads)
     head, width = tl.program_id(1), heads * HEAD_SIZE
     row = (begin + queries) * heads + head
-    drawn = first_row + row
+    drawn = first_row + row.to(tl.uint32)
     grad_out += (begin * heads + head) * HEAD_SIZE
     qkv += (begin * 3 * heads + head) * HEAD_SIZE
     grad_qkv += (begin * 3 * heads + head) * HEAD_SIZE
@@ -238,7 +238,7 @@ def _gradients_of_keys(
     for first in range(0, length, BLOCK_Q):
         queries = first + tl.arange(0, BLOCK_Q)
         row = (begin + queries) * heads + head
-        drawn = first_row + row
+        drawn = first_row + row.to(tl.uint32)
         q = load(qkv, queries, 3 * width, length, HEAD_SIZE, BLOCK_D)
         do = load(grad_out, queries, width, length, HEAD_SIZE, BLOCK_D)
         log_sum = tl.load(lse + row, mask=queries < length, other=0.0)

@@ -8,6 +8,8 @@ As on the CPU (csrc/cpu/gelu.h), Phi comes from its tail: with u = |z| / sqrt 2,
 
 where P is a polynomial fitted for this project (relative error 4.3e-8 for 0 <= u <= 10). The tail keeps its digits for
 large negative z, where 1 + erf(z / sqrt 2) would cancel, and the exponential serves the derivative too.
+
+The same kernels are what linear puts around its products, there without GELU too.
 """
 
 from __future__ import annotations
@@ -26,22 +28,7 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor | None) -> Tensor:
     """y of x (N, C) and bias (C,)."""
     _check(x, bias)
     y = torch.empty_like(x)
-    rows, columns = x.shape
-    if x.numel() > 0:
-        block_rows, block_columns = tile_of(columns, 1024)
-        grid = (triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))
-        with on_device_of(x):
-            _forward_kernel[grid](
-                y,
-                x,
-                x if bias is None else bias,
-                rows,
-                columns,
-                HAS_BIAS=bias is not None,
-                ROWS=block_rows,
-                COLUMNS=block_columns,
-                num_warps=4,
-            )
+    forward(y, None, x, bias, gelu=True)
     return y
 
 
@@ -49,30 +36,64 @@ def bias_gelu_bwd(grad_y: Tensor, x: Tensor, bias: Tensor | None, bias_grad: boo
     """dx (N, C) and dbias (C,), which is empty unless it is asked for."""
     _check(x, bias)
     check_operand(_OP, "grad_y", grad_y, x.shape, x, "x")
-    rows, columns = x.shape
     grad_x = torch.empty_like(x)
+    return grad_x, backward(grad_x, grad_y, x, bias, bias_grad, x.dtype)
+
+
+def forward(y: Tensor, z: Tensor | None, x: Tensor, bias: Tensor | None, *, gelu: bool) -> None:
+    """Writes x + bias, or its GELU, to y (N, C), and x + bias to z (N, C), each rounded to its dtype."""
+    rows, columns = x.shape
+    if x.numel() == 0:
+        return
+    block_rows, block_columns = tile_of(columns, 1024)
     with on_device_of(x):
-        partials = partials_of(x, 1 if bias_grad else 0)
-        if x.numel() > 0:
+        _forward_kernel[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
+            y,
+            y if z is None else z,
+            x,
+            x if bias is None else bias,
+            rows,
+            columns,
+            HAS_BIAS=bias is not None,
+            GELU=gelu,
+            KEEP=z is not None,
+            ROWS=block_rows,
+            COLUMNS=block_columns,
+            num_warps=4,
+        )
+
+
+def backward(
+    grad_x: Tensor, grad_y: Tensor, x: Tensor | None, bias: Tensor | None, bias_grad: bool, bias_dtype: torch.dtype
+) -> Tensor:
+    """Writes grad_y times the slope of GELU at x + bias, or without x grad_y, to grad_x (N, C), rounded to its dtype.
+
+    Returns:
+        The sums over its rows, before they are rounded, (C,); empty unless asked for.
+    """
+    rows, columns = grad_y.shape
+    with on_device_of(grad_y):
+        partials = partials_of(grad_y, 1 if bias_grad else 0)
+        if grad_y.numel() > 0:
             block_rows, block_columns = tile_of(columns, 2048)
-            grid = (triton.cdiv(rows, ROWS_PER_PARTIAL), triton.cdiv(columns, block_columns))
-            _backward_kernel[grid](
+            _backward_kernel[(triton.cdiv(rows, ROWS_PER_PARTIAL), triton.cdiv(columns, block_columns))](
                 grad_x,
                 partials,
                 grad_y,
-                x,
-                x if bias is None else bias,
+                grad_y if x is None else x,
+                grad_y if bias is None else bias,
                 rows,
                 columns,
                 HAS_BIAS=bias is not None,
+                GELU=x is not None,
                 BIAS_GRAD=bias_grad,
                 GROUP=ROWS_PER_PARTIAL,
                 ROWS=block_rows,
                 COLUMNS=block_columns,
-                num_warps=warps(block_rows * block_columns, 16),
+                # In float64 16 spill registers.
+                num_warps=warps(block_rows * block_columns, 8 if grad_y.dtype == torch.float64 else 16),
             )
-        grad_bias = sum_partials(partials, x.dtype)[0] if bias_grad else x.new_empty(0)
-    return grad_x, grad_bias
+        return sum_partials(partials, bias_dtype)[0] if bias_grad else grad_y.new_empty(0, dtype=bias_dtype)
 
 
 def _check(x: Tensor, bias: Tensor | None) -> None:
@@ -115,13 +136,13 @@ def _normal(z):
 
 
 @triton.jit
-def gelu(z):
+def _gelu(z):
     cdf, _ = _normal(z)
     return tl.where(cdf == 0, 0.0, z * cdf)  # -inf * 0 is NaN; the limit is 0
 
 
 @triton.jit
-def gelu_slope(z):
+def _gelu_slope(z):
     cdf, bell = _normal(z)
     return tl.where(bell == 0, cdf, cdf + z * bell * 0.39894228040143267794)
 
@@ -137,11 +158,14 @@ def _biased(x_ptr, bias_ptr, offset, inside, column, columns, HAS_BIAS: tl.const
 @triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     y_ptr,  # (N, C) written
+    z_ptr,  # (N, C) written if KEEP
     x_ptr,  # (N, C)
     bias_ptr,  # (C,)
     rows,
     columns,
     HAS_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    KEEP: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -149,8 +173,12 @@ def _forward_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     offset = row[:, None] * columns + column[None, :]
-    y = gelu(_biased(x_ptr, bias_ptr, offset, inside, column, columns, HAS_BIAS))
-    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
+    z = _biased(x_ptr, bias_ptr, offset, inside, column, columns, HAS_BIAS)
+    if KEEP:
+        tl.store(z_ptr + offset, z.to(z_ptr.dtype.element_ty), mask=inside)
+    if GELU:
+        z = _gelu(z)
+    tl.store(y_ptr + offset, z.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -158,11 +186,12 @@ def _backward_kernel(
     grad_x_ptr,  # (N, C) written
     partials_ptr,  # (groups, C) written if BIAS_GRAD
     grad_y_ptr,  # (N, C)
-    x_ptr,  # (N, C)
-    bias_ptr,  # (C,)
+    x_ptr,  # (N, C), read if GELU
+    bias_ptr,  # (C,), read if GELU
     rows,
     columns,
     HAS_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     BIAS_GRAD: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -175,9 +204,10 @@ def _backward_kernel(
         row = group * GROUP + first + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
         offset = row[:, None] * columns + column[None, :]
-        z = _biased(x_ptr, bias_ptr, offset, inside, column, columns, HAS_BIAS)
         # Zero beyond the last row, where the sum must not change.
-        grad_x = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0)) * gelu_slope(z)
+        grad_x = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
+        if GELU:
+            grad_x *= _gelu_slope(_biased(x_ptr, bias_ptr, offset, inside, column, columns, HAS_BIAS))
         tl.store(grad_x_ptr + offset, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
         if BIAS_GRAD:
             total += tl.sum(grad_x, axis=0)

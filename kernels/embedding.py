@@ -24,12 +24,13 @@ from torch import Tensor
 from smartcs.ops.checks import check_device, check_dropout, check_ids
 from smartcs.ops.random import compute_dtype
 
-from .layer_norm_row import dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
+from .layer_norm_row import Tight, dropout_arguments, gradients, keep_factors, normalised, store_statistics, tile_of
 from .philox import counted
 from .row_sums import sum_by_key
-from .rows import check_contiguous, check_operand, check_whole_rows, on_device_of, widened
+from .rows import as_scalar, check_contiguous, check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "embedding"
+_TIGHT: Tight = frozenset({(128, 2), (128, 4)})
 
 
 def embedding_fwd(
@@ -64,7 +65,7 @@ def embedding_fwd(
     mean = torch.empty(tokens, dtype=compute_dtype(word), device=word.device)
     rstd = torch.empty_like(mean)
     if tokens > 0:
-        options = tile_of(columns, 1024, 8)
+        options = tile_of(columns, word.dtype, 1024, _TIGHT)
         with on_device_of(word):
             _forward_kernel[(triton.cdiv(tokens, options["ROWS"]),)](
                 y,
@@ -195,12 +196,12 @@ def _forward_kernel(
     positions,
     rows,
     columns,
-    eps,
+    eps: tl.float64,
     seed: tl.int64,
     stream: tl.int64,
     counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
-    scale,
+    scale: tl.float64,
     PERTURBED: tl.constexpr,
     DROPOUT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -221,9 +222,9 @@ def _forward_kernel(
     rounded = tl.where(known[:, None], h, float("nan")).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offset, rounded, mask=inside)
     h = widened(rounded)  # the backward pass sees the stored h
-    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, eps)
+    y, mean, rstd = normalised(h, inside, weight_ptr, bias_ptr, column, columns, as_scalar(eps, mean_ptr))
     if DROPOUT:
         stream, first_row = counted(stream, counter_offset_ptr, 1)
-        y *= keep_factors(first_row + row, seed, stream, threshold, scale, y, BLOCK)
+        y *= keep_factors(first_row + row.to(tl.uint32), seed, stream, threshold, as_scalar(scale, mean_ptr), BLOCK)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
     store_statistics(mean_ptr, rstd_ptr, mean, rstd, row, rows)

@@ -20,6 +20,7 @@ from smartcs.ops.random import drop_threshold
 from .philox import counted, random_words
 from .rows import (
     ROWS_PER_PARTIAL,
+    as_scalar,
     check_operand,
     check_statistic,
     check_whole_rows,
@@ -36,9 +37,19 @@ def block_of(columns: int) -> int:
     return max(64, triton.next_power_of_2(columns))
 
 
-def tile_of(columns: int, elements: int, per_thread: int) -> dict[str, int]:
-    """Launch options of a kernel over tiles of whole rows, of about ``elements`` elements; they depend on C alone."""
-    block = block_of(columns)
+Tight = frozenset[tuple[int, int]]
+"""Blocks of columns, and bytes of an element, where a thread that has 8 elements spills registers on some chip."""
+_TIGHT: Tight = frozenset({(1024, 4), (1024, 8), (4096, 2), (4096, 4)})
+
+
+def tile_of(columns: int, dtype: torch.dtype, elements: int, tight: Tight) -> dict[str, int]:
+    """Launch options of a kernel over tiles of whole rows, of about ``elements`` elements; they depend on C and dtype.
+
+    A thread has 8 of them; where that is too much, tiles and what a thread has are half as large.
+    """
+    block, per_thread = block_of(columns), 8
+    if (block, dtype.itemsize) in tight:
+        elements, per_thread = elements // 2, per_thread // 2
     rows = max(1, min(ROWS_PER_PARTIAL, elements // block))
     return {"ROWS": rows, "BLOCK": block, "num_warps": warps(rows * block, per_thread)}
 
@@ -103,14 +114,14 @@ def gradients(
                 DROPS_X=drops and not of_output,
                 SUMS=sums,
                 GROUP=ROWS_PER_PARTIAL,
-                **tile_of(columns, 4096, 8),
+                **tile_of(columns, h.dtype, 4096, _TIGHT),
             )
         return grad_h, grad_x, sum_partials(partials, h.dtype) if sums else []
 
 
 @triton.jit
-def keep_factors(row, seed, stream, threshold, scale, like, BLOCK: tl.constexpr):
-    """Dropout's factors, scale or 0, of rows (R,) and columns 0 to BLOCK - 1, in the dtype of ``like``.
+def keep_factors(row, seed, stream, threshold, scale, BLOCK: tl.constexpr):
+    """Dropout's factors, scale or 0, of rows (R,) and columns 0 to BLOCK - 1, in the dtype of scale.
 
     The generator yields columns 64 b + 16 w + l as words w of counter 16 b + l. They are brought into the columns'
     order as flags of a byte, because it is cheaper to move those between threads than to load rows out of order.
@@ -121,7 +132,7 @@ def keep_factors(row, seed, stream, threshold, scale, like, BLOCK: tl.constexpr)
     low = tl.join((w0 >= threshold).to(tl.int8), (w1 >= threshold).to(tl.int8))
     high = tl.join((w2 >= threshold).to(tl.int8), (w3 >= threshold).to(tl.int8))
     kept = tl.join(low, high).reshape(row.shape[0], BLOCK // 64, 16, 2, 2)  # row, b, l, w % 2, w // 2
-    return kept.permute(0, 1, 4, 3, 2).reshape(row.shape[0], BLOCK).to(like.dtype) * scale
+    return kept.permute(0, 1, 4, 3, 2).reshape(row.shape[0], BLOCK).to(scale.dtype) * scale
 
 
 @triton.jit
@@ -174,7 +185,7 @@ def _backward_kernel(
     stream: tl.int64,
     counter_offset_ptr,  # (2,) or None
     threshold: tl.int64,
-    scale,
+    scale: tl.float64,
     DROPS_Y: tl.constexpr,
     DROPS_X: tl.constexpr,
     SUMS: tl.constexpr,
@@ -188,6 +199,7 @@ def _backward_kernel(
     in_row = column < columns
     if DROPS_X or DROPS_Y:
         stream, first_row = counted(stream, counter_offset_ptr, 1)
+        scale = as_scalar(scale, mean_ptr)
     weight = widened(tl.load(weight_ptr + column, mask=in_row, other=0))
     sum_weight = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
     sum_bias = tl.zeros([BLOCK], partials_ptr.dtype.element_ty)
@@ -199,7 +211,7 @@ def _backward_kernel(
         # Zero beyond the last row and column, where means and sums must not change.
         dy = widened(tl.load(grad_y_ptr + offset, mask=inside, other=0))
         if DROPS_Y:
-            dy *= keep_factors(first_row + row, seed, stream, threshold, scale, dy, BLOCK)
+            dy *= keep_factors(first_row + row.to(tl.uint32), seed, stream, threshold, scale, BLOCK)
         h = widened(tl.load(h_ptr + offset, mask=inside, other=0))
         mean = tl.load(mean_ptr + row, mask=row < rows, other=0)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
@@ -210,7 +222,7 @@ def _backward_kernel(
         tl.store(grad_h_ptr + offset, dh.to(grad_h_ptr.dtype.element_ty), mask=inside)
         dx = dh
         if DROPS_X:
-            dx *= keep_factors(first_row + row, seed, stream, threshold, scale, dh, BLOCK)
+            dx *= keep_factors(first_row + row.to(tl.uint32), seed, stream, threshold, scale, BLOCK)
             tl.store(grad_x_ptr + offset, dx.to(grad_x_ptr.dtype.element_ty), mask=inside)
         if SUMS > 0:
             sum_weight += tl.sum(dy * xhat, axis=0)

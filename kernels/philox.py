@@ -37,7 +37,7 @@ def counted(stream, offset_ptr, rows_each):
     first = 0
     if offset_ptr is not None:
         stream += tl.load(offset_ptr)
-        first = tl.load(offset_ptr + 1) * rows_each
+        first = tl.load(offset_ptr + 1).to(tl.uint32) * rows_each
     return stream, first
 
 

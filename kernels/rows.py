@@ -78,13 +78,22 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 def warps(elements: int, per_thread: int) -> int:
     """How many warps work on a tile, so that a thread has about ``per_thread`` elements of it."""
-    return max(1, min(16, triton.next_power_of_2(triton.cdiv(elements, 32 * per_thread))))
+    return max(1, min(32, triton.next_power_of_2(triton.cdiv(elements, 32 * per_thread))))
 
 
 @triton.jit
 def widened(x):
     """x in the dtype it is computed in."""
     return x if x.dtype == tl.float64 else x.to(tl.float32)
+
+
+@triton.jit
+def as_scalar(number, like):
+    """A float argument in the type that a pointer points to.
+
+    Its annotation has to say float64: Triton takes any other float for a float32. Interpreted, it is Python's.
+    """
+    return tl.full([], number, like.dtype.element_ty)
 
 
 def partials_of(like: Tensor, sums: int) -> Tensor:

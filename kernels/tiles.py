@@ -46,12 +46,6 @@ def dot(a, b):
 
 
 @triton.jit
-def as_scalar(number, like):
-    """A float argument, which is float64 or interpreted Python's, in the type a pointer points to."""
-    return tl.full([], number, like.dtype.element_ty)
-
-
-@triton.jit
 def sentence(cu_seqlens, tokens):
     """First token and length of the program's sentence, within the tokens there are whatever cu_seqlens says."""
     begin = tl.maximum(tl.load(cu_seqlens + tl.program_id(0)), 0)
