@@ -39,7 +39,7 @@ LOST = [
     ("embedding", "layer_norm_row", "dy *= keep_factors(first_row + row", "dy *= keep_factors(row", 1),
     ("attention", "attention", "drawn = first_row + row", "drawn = row", 3),
     ("attention", "attention", "counted(stream, counter_offset, heads)", "counted(stream, counter_offset, 1)", 3),
-    ("attention", "philox", "tl.load(offset_ptr + 1) * rows_each", "tl.load(offset_ptr + 1)", 1),
+    ("attention", "philox", ".to(tl.uint32) * rows_each", ".to(tl.uint32)", 1),
 ]
 
 
@@ -53,9 +53,10 @@ def test_a_lost_row_is_noticed(interpreter, lost):
 
 
 def test_rows_beyond_32_bits_are_noticed(interpreter):
-    """Were they kept in float or clamped instead of taken modulo 2**32."""
+    """Were they clamped instead of taken modulo 2**32."""
     from interpreted import mutant
 
-    right, wrong = "tl.load(offset_ptr + 1) * rows_each", "tl.minimum(tl.load(offset_ptr + 1) * rows_each, 2**32 - 1)"
+    right = "tl.load(offset_ptr + 1).to(tl.uint32) * rows_each"
+    wrong = "tl.minimum(tl.load(offset_ptr + 1) * rows_each, 2**32 - 1).to(tl.uint32)"
     with mutant("attention", "philox", right, wrong), pytest.raises(AssertionError, match="from"):
         check_part("attention", FIRST_ROWS[2])
