@@ -3,9 +3,8 @@
     python benchmarks/tables.py           rewrites the generated parts of the pages and draws docs/cycle.png
     python benchmarks/tables.py --check   fails where a page is not what the rows say; needs neither torch nor network
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in README.md, docs/performance.md,
-docs/gpu.md, docs/gpu-resources.md or docs/experiment.md, whose figures must also be those of every run's metrics in
-results/experiment.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->` in README.md or one of `PAGES`; the
+figures of docs/experiment.md must also be those of every run's metrics in results/experiment.
 The check also holds docs/profile.md to a sentence, outside its generated parts, on every op that takes more than 5 % of
 the cycle.
 """
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import distributed_tables
 import experiment_tables
 import gpu_proofs
 import gpu_tables
@@ -27,7 +27,7 @@ from results_io import RESULTS, Row, read
 ROOT = RESULTS.parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources", "distributed")),
 )
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
@@ -192,7 +192,8 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "gpu-resources-cpp": lambda: resources_table(CPP, folder),
         **{
             name: partial(table, folder)
-            for name, table in {**experiment_tables.TABLES, **gpu_tables.TABLES, **gpu_proofs.TABLES}.items()
+            for one in (experiment_tables, gpu_tables, gpu_proofs, distributed_tables)
+            for name, table in one.TABLES.items()
         },
     }
 

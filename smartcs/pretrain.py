@@ -72,11 +72,13 @@ class _Flags:
     seed: int = 11711
     """Names the order of examples, the hidden tokens, the head's initial weights and the dropout masks."""
     batch_sst: int = 6
-    """Sentences per SST batch."""
+    """Sentences per SST batch; of each process, where torchrun has started several, and of each accumulated slice."""
     batch_qqp: int = 40
-    """Pairs per QQP batch."""
+    """Pairs per QQP batch, likewise."""
     batch_sts: int = 4
-    """Pairs per STS batch."""
+    """Pairs per STS batch, likewise."""
+    accumulate: int = 1
+    """Batches whose gradients add up to one optimizer step, in each process."""
     eval_batch_size: int = 64
     """Examples per batch when evaluating; changes speed only."""
     precision: Precision = "fp32"

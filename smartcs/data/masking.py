@@ -44,6 +44,12 @@ class MaskedBatch(NamedTuple):
         """The same on another device."""
         return MaskedBatch(self.batch.to(device), self.positions.to(device), self.targets.to(device))
 
+    def rows(self, begin: int, end: int) -> tuple[MaskedBatch, int]:
+        """The rows from `begin` up to `end` of a batch on the CPU, and the number of tokens before them."""
+        batch, first = self.batch.rows(begin, end)
+        here = slice(*np.searchsorted(self.positions.numpy(), [first, first + batch.num_tokens]))
+        return MaskedBatch(batch, self.positions[here] - first, self.targets[here]), first
+
 
 class TokenMasker:
     """Chooses tokens of a batch and hides them; sequences alone or in pairs alike.

@@ -213,6 +213,13 @@ class PackedBatch:
             self.inert,
         )
 
+    def rows(self, begin: int, end: int) -> tuple[PackedBatch, int]:
+        """The rows from `begin` up to `end`, views of a batch on the CPU, and the number of tokens before them."""
+        offsets = self.cu_seqlens[begin : end + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        ids, types, positions = (getattr(self, name)[first:last] for name in _TOKEN_FIELDS)
+        return PackedBatch(ids, types, positions, offsets - offsets[0], self.max_seqlen), first
+
     def filled(self) -> PackedBatch:
         """The batch with one more row, of zeros, and a larger `max_seqlen`: few shapes for many batches.
 

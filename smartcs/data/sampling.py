@@ -60,14 +60,14 @@ class IndexStream:
         return np.concatenate(parts)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands, JSON-able: its identity, the pass and the position in it."""
+        """Where the stream stands, JSON-able: its identity, the pass and the position in it, counted in examples."""
         return {**self._identity(), "pass": self._pass, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where the stream of `state` stood.
+        """Go on where the stream of `state` stood, whatever the size of its batches.
 
         Raises:
-            ValueError: the state is of another stream (size, batch size or seed), incomplete or impossible.
+            ValueError: the state is of another stream (size or seed), incomplete or impossible.
         """
         identity = self._identity()
         _check_keys(self.name, state, {*identity, "pass", "position"})
@@ -83,7 +83,7 @@ class IndexStream:
         self._order = self._shuffle(self._pass)
 
     def _identity(self) -> dict[str, int]:
-        return {"size": self.size, "batch_size": self.batch_size, "seed": self.seed}
+        return {"size": self.size, "seed": self.seed}
 
     def _shuffle(self, number: int) -> np.ndarray:
         # crc32 and not hash(): Python salts the hash of strings in every process.
@@ -178,10 +178,10 @@ class RoundRobinSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the sampler of `state` stood; `cycles` comes from the state too.
+        """Go on where the sampler of `state` stood; `cycles` comes from the state too, batch sizes do not.
 
         Raises:
-            ValueError: the state has other tasks, sizes, batch sizes or another seed, or is incomplete.
+            ValueError: the state has other tasks, sizes or another seed, or is incomplete.
         """
         kind = type(self).__name__
         _check_keys(f"{kind}: saved state", state, {"epoch", "step", "cycles", "streams"})

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -160,6 +161,17 @@ class MultitaskBert(nn.Module):
             return batch
         return sentences_of_pairs(batch, keep_pairs=self.head_config.cosine == "fusion")
 
+    def output_shape(self, task: str) -> tuple[int, ...]:
+        """The shape of the output for one example: (5,) for SST, else ()."""
+        return (SST_CLASSES,) if task == "sst" else ()
+
+    def encoder_lengths(self, task: str, lengths: np.ndarray) -> np.ndarray:
+        """(B,): how many tokens `encoder_input` has of examples of these many, each at least 1."""
+        if task != "sts" or self.head_config.cosine == "none":
+            return lengths
+        alone = lengths + 1  # the second sentence's [CLS]
+        return alone if self.head_config.cosine == "direct" else lengths + alone
+
     @torch.inference_mode()
     def sentiment(self, sentences: Sequence[str], batch_tokens: int = _TOKENS) -> Tensor:
         """(N, 5) probabilities of the classes 0 (very negative) to 4 (very positive).
@@ -258,7 +270,7 @@ class MultitaskBert(nn.Module):
     def _predict(self, task: str, texts: Sequence[Text], batch_tokens: int) -> Tensor:
         with self._without_dropout():
             rows = [self(task, batch) for batch in self._batches(task, texts, batch_tokens)]
-        return torch.cat([*rows, self._no_rows(*((SST_CLASSES,) if task == "sst" else ()))])
+        return torch.cat([*rows, self._no_rows(*self.output_shape(task))])
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Means over the steps of a run that cost no wait for the device until somebody asks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ class RunningMeans:
             self._sums = self._sums.to(row.device)
         self._sums += torch.where(counts, row, torch.zeros_like(row))
         self.steps += 1
+
+    def add_numbers(self, values: Sequence[float | None], counts: bool) -> None:
+        """The same of Python's numbers, None for what a step that does not count has not."""
+        if counts:
+            self._sums += torch.tensor([1.0, *values], dtype=torch.float64, device=self._sums.device)
+        self.steps += 1
+
+    def mark(self) -> tuple[int, Tensor]:
+        """What `back_to` goes back to."""
+        return self.steps, self._sums.clone()
+
+    def back_to(self, mark: tuple[int, Tensor]) -> None:
+        """Forgets what was added since the `mark`."""
+        self.steps, self._sums = mark[0], mark[1].clone()
 
     def means(self) -> tuple[int, dict[str, float]]:
         """The number of steps that counted, and their means: 0 where none did. Waits for the device."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from smartcs._interrupt import INTERRUPTED, interrupt_as_usual
 from smartcs.data.examples import DataError
 from smartcs.model.files import CheckpointError, ModelSourceError
+from smartcs.training.distributed import PeerError
 from smartcs.training.steps import NonFiniteLossError
 
 
@@ -28,7 +29,7 @@ def run_command(command: Callable[[], int]) -> None:
         code = _report(error, 2)
     except BrokenPipeError:
         code = 1  # the reader of a pipe, such as head, has seen enough
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, OSError, PeerError) as error:
         code = _report(error, 1)
     except KeyboardInterrupt:
         code = _report("interrupted", INTERRUPTED)

@@ -76,11 +76,14 @@ class TrainConfig:
     max_grad_norm: float = 0.0
     """Scale gradients down to this norm, taken over all weights, where it is larger; 0 leaves them as they are."""
     batch_sst: int = 6
-    """Sentences per SST batch."""
+    """Sentences per SST batch; of each process, where torchrun has started several, and of each accumulated slice."""
     batch_qqp: int = 40
-    """Pairs per QQP batch."""
+    """Pairs per QQP batch, likewise."""
     batch_sts: int = 4
-    """Pairs per STS batch."""
+    """Pairs per STS batch, likewise."""
+    accumulate: int = 1
+    """Batches whose gradients add up to one optimizer step, in each process: memory is that of one of them, and the
+    step that of one batch of them all."""
     eval_batch_size: int = 64
     """Examples per batch when evaluating; changes speed only."""
     precision: Precision = "fp32"
@@ -130,7 +133,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check = Fields(self, "TrainConfig: {}")
-        check.integer("epochs", "batch_sst", "batch_qqp", "batch_sts", "eval_batch_size", low=1)
+        check.integer("epochs", "batch_sst", "batch_qqp", "batch_sts", "accumulate", "eval_batch_size", low=1)
         check.integer("cycles", low=1, optional=True)
         check.integer("solo_steps", low=0, optional=True)
         check.integer("seed", low=0, high=2**63 - 1)
@@ -187,7 +190,7 @@ class TrainConfig:
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """Batch size per task that is trained, in the order of a cycle."""
+        """Examples per slice of a batch, per task that is trained, in the order of a cycle; see `accumulate`."""
         return {name: getattr(self, f"batch_{name}") for name in self.trained_tasks}
 
     @property

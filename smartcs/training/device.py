@@ -9,31 +9,42 @@ from smartcs.ops.backend import GPU_WIDTHS, get_backend, no_gpu_kernel
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import CudaGraphs, Device
 from smartcs.training.device_step import CudaRecorder, Recorder
+from smartcs.training.launch import local_rank
 
 _STEP_OPS = ("adamw", "add_layer_norm", "attention", "bias_gelu", "embedding", "perturb", "symmetric_kl")
 
 
 def choose_device(wanted: Device) -> torch.device:
-    """The device that `wanted` names; "auto" is a GPU where there is one.
+    """The device that `wanted` names; "auto" is a GPU where there is one. Each process of torchrun has its own GPU.
 
     Raises:
-        UsageError: "cuda" without a GPU.
+        UsageError: "cuda" without a GPU, or more processes than the machine has GPUs.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         why = "no GPU is visible to it" if torch.version.cuda else "it is built for the CPU"
         raise UsageError(f"device is cuda, but torch {torch.__version__} cannot use a GPU: {why}")
     if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+        own = local_rank()
+        if own is not None and own >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {own + 1} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
+                "start as many processes, or use --device cpu"
+            )
+        if own is not None:
+            torch.cuda.set_device(own)
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def choose_recorder(wanted: CudaGraphs, device: torch.device, shape: BertConfig) -> tuple[Recorder | None, str]:
-    """What records the steps of a model of this shape, and why nothing does.
+def choose_recorder(
+    wanted: CudaGraphs, device: torch.device, shape: BertConfig, ranks: int = 1, accumulate: int = 1
+) -> tuple[Recorder | None, str]:
+    """What records the steps of a model of this shape, and why nothing does; of so many processes and slices.
 
     Raises:
         UsageError: "on" where nothing can.
     """
-    obstacle = _obstacle(device, shape)
+    obstacle = _obstacle(device, shape) or _obstacle_of_slices(ranks, accumulate)
     if wanted == "on" and obstacle:
         raise UsageError(f"cuda_graphs is on, but steps cannot be recorded: {obstacle}")
     if wanted == "off" or obstacle:
@@ -61,4 +72,13 @@ def _obstacle(device: torch.device, shape: BertConfig) -> str:
     head_size = shape.hidden_size // shape.num_attention_heads
     if head_size > GPU_WIDTHS["attention"] or shape.hidden_size > GPU_WIDTHS["add_layer_norm"]:
         return f"heads of {head_size} in a hidden size of {shape.hidden_size} run on the reference"
+    return ""
+
+
+def _obstacle_of_slices(ranks: int, accumulate: int) -> str:
+    """The same, of the steps' slices."""
+    if ranks > 1:
+        return f"{ranks} processes average their gradients in every step, which has never been tried in a graph"
+    if accumulate > 1:
+        return f"a step has {accumulate} slices, whose shapes seldom come together twice"
     return ""

@@ -12,7 +12,7 @@ function runs on the same inputs, so its numbers are the same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,9 +23,10 @@ from torch import Tensor
 from smartcs.data.packing import PackedBatch
 from smartcs.ops import packed_weights
 from smartcs.ops.random import DropoutKey
-from smartcs.training.objective import Objective
+from smartcs.training.distributed import ALONE, Ranks, without_averaging
+from smartcs.training.objective import Objective, TaskExamples
 from smartcs.training.optim import AdamW
-from smartcs.training.steps import Loss
+from smartcs.training.steps import SMART_TERMS, Loss, Slice, backward, weighted_means
 
 _ALIGNMENT = 16  # bytes; what kernels read at once
 _WARM_UP = 2  # steps of a shape before it is recorded: they compile kernels and make the optimizer's state
@@ -124,7 +125,8 @@ class DeviceStep:
         objective, optimizer: of a model on the device.
         seed: of the run.
         device: where.
-        recorder: None to run every step launch by launch.
+        recorder: None to run every step launch by launch. Records steps of one slice on one rank alone.
+        ranks, averaged: see `StepLoop`; `averaged` takes the arguments of `Objective.terms`, which is used without it.
 
     Attributes:
         recorded: how many graphs there are.
@@ -132,60 +134,81 @@ class DeviceStep:
     """
 
     def __init__(
-        self, objective: Objective, optimizer: AdamW, seed: int, device: torch.device, recorder: Recorder | None = None
+        self,
+        objective: Objective,
+        optimizer: AdamW,
+        seed: int,
+        device: torch.device,
+        recorder: Recorder | None = None,
+        ranks: Ranks = ALONE,
+        averaged: Callable[..., Loss] | None = None,
     ) -> None:
         if optimizer.max_grad_norm is None:
             raise ValueError("DeviceStep: optimizer has max_grad_norm None, expected a number; math.inf only measures")
         self.objective, self.optimizer, self.seed, self.device = objective, optimizer, seed, device
-        self.recorder = recorder
+        self.recorder, self.ranks = recorder, ranks
         self.recorded = self.replayed = 0
-        self._shapes: dict[tuple[str, int, int, int], _Shape] = {}
+        self._averaged = objective.terms if averaged is None else averaged
+        self._shapes: dict[tuple[str, int, int, int, int], _Shape] = {}
 
     def __call__(
-        self, task: str, encoded: PackedBatch, labels: Tensor, step: int, lr_share: float
-    ) -> tuple[list[float | None], float]:
+        self, task: str, slices: Sequence[Slice[TaskExamples]], step: int, lr_share: float
+    ) -> tuple[list[float | None], float, bool]:
         """One step; waits for it.
 
         Args:
             task: its name.
-            encoded: what the model's encoder reads of the batch, on the CPU.
-            labels: of the batch's examples, on the CPU.
+            slices: of this rank, on the CPU; their `batch` is what the model's encoder reads.
             step: counts from 0.
             lr_share: of the learning rate.
 
         Returns:
-            The terms of the `Loss` as numbers, and the gradients' norm.
+            The terms of the `Loss` as numbers, the gradients' norm, and whether SMART's were finite in all slices.
         """
-        self.objective.model.bert.check_length(encoded)
-        filled, anchor = encoded.filled(), self.objective.anchor_of(task)
+        anchor = self.objective.anchor_of(task)
+        schedule = torch.tensor([lr_share, anchor.next_weight() if anchor else 0.0], dtype=torch.float64)
+        with self.recorder.stream() if self.recorder is not None else nullcontext():
+            shapes = []
+            for number, part in enumerate(slices):
+                self.objective.model.bert.check_length(part.batch.batch)
+                shapes.append(self._send(task, number, part.batch, step, schedule))
+            packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
+            output = self._run(task, shapes, slices).tolist()
+        self._weights_changed(shapes[0])
+        if anchor is not None:
+            anchor.moved()
+        if len(slices) * self.ranks.size > 1:
+            return *weighted_means([output[:-1]]), output[-1]
+        terms: list[float | None] = [None] * len(Loss._fields)
+        for index, number in zip(shapes[0].terms, output[:-1], strict=True):
+            terms[index] = number
+        return terms, output[-1], True
+
+    def _send(self, task: str, number: int, examples: TaskExamples, step: int, schedule: Tensor) -> _Shape:
+        """Puts a slice and what goes with it where steps of its shape read them."""
+        batch, labels, first_token, first_example = examples
+        filled = batch.filled()
         values = {
             "input_ids": filled.input_ids,
             "token_type_ids": filled.token_type_ids,
             "position_ids": filled.position_ids,
             "cu_seqlens": filled.cu_seqlens,
             "labels": labels,
-            "counter_offset": torch.tensor(DropoutKey.offset_of(step)),
+            "counter_offset": torch.tensor(DropoutKey.offset_of(step, first_token, first_example)),
             "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
-            "schedule": torch.tensor([lr_share, anchor.next_weight() if anchor else 0.0], dtype=torch.float64),
+            "schedule": schedule,
         }
-        key = (task, filled.batch_size, filled.num_tokens, filled.max_seqlen)
+        # A slice's memory is written to while those before it may still be on their way.
+        key = (task, number, filled.batch_size, filled.num_tokens, filled.max_seqlen)
         if key not in self._shapes:
             self._shapes[key] = _Shape(Inputs(values, self.device), filled.max_seqlen)
-        shape = self._shapes[key]
-        with self.recorder.stream() if self.recorder is not None else nullcontext():
-            shape.inputs.send(values)
-            packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
-            self._run(task, shape)
-            *numbers, norm = shape.output.tolist()
-        self._weights_changed(shape)
-        if anchor is not None:
-            anchor.moved()
-        terms: list[float | None] = [None] * len(Loss._fields)
-        for index, number in zip(shape.terms, numbers, strict=True):
-            terms[index] = number
-        return terms, norm
+        self._shapes[key].inputs.send(values)
+        return self._shapes[key]
 
-    def _run(self, task: str, shape: _Shape) -> None:
+    def _run(self, task: str, shapes: list[_Shape], slices: Sequence[Slice[TaskExamples]]) -> Tensor:
+        if len(slices) * self.ranks.size > 1:
+            return self._step_of_slices(task, shapes, slices)
+        (shape,) = shapes
         shape.runs += 1
         if shape.replay is not None:
             self.objective.replayed(task)
@@ -193,9 +216,10 @@ class DeviceStep:
             self._record(task, shape, self.recorder)
         if shape.replay is None:
             shape.output = self._step(task, shape)
-            return
-        shape.replay()
-        self.replayed += 1
+        else:
+            shape.replay()
+            self.replayed += 1
+        return shape.output
 
     def _record(self, task: str, shape: _Shape, recorder: Recorder) -> None:
         """Makes the shape's graph; where that fails, and it may, there is none, nor any later."""
@@ -217,6 +241,26 @@ class DeviceStep:
 
     def _step(self, task: str, shape: _Shape) -> Tensor:
         """The terms and the norm, in one tensor."""
+        loss = self._terms(task, shape)
+        loss.total.backward()
+        norm = self._update(task, shape, loss.total.detach())
+        shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
+        terms = [term.detach() for term in loss if term is not None]
+        return torch.stack([term.double() for term in (*terms, norm)])
+
+    def _step_of_slices(self, task: str, shapes: list[_Shape], slices: Sequence[Slice[TaskExamples]]) -> Tensor:
+        """A row of `weighted_means`, and the norm, in one tensor, the same on all ranks."""
+        rows = []
+        for number, (shape, part) in enumerate(zip(shapes, slices, strict=True), start=1):
+            with without_averaging(self._averaged, number < len(slices)):
+                loss = self._terms(task, shape)
+                backward(loss.total, part.weight)
+            rows.append(self._weighted(task, loss, part))
+            del loss
+        sums = self.ranks.sum(torch.stack(rows).sum(dim=0))
+        return torch.cat([sums, self._update(task, shapes[0], sums[0]).reshape(1)])
+
+    def _terms(self, task: str, shape: _Shape) -> Loss:
         # Nobody writes the anchor's packed forms: those made before a recording would be old at its replay.
         torch.autograd.graph.increment_version(self._anchors())
         there = shape.inputs.device
@@ -224,17 +268,32 @@ class DeviceStep:
             there["input_ids"], there["token_type_ids"], there["position_ids"], there["cu_seqlens"], shape.max_seqlen, 1
         )
         key = DropoutKey(self.seed, 0, there["counter_offset"])
-        loss = self.objective.terms(task, batch, there["labels"], key, there["smart_weight"])
-        loss.total.backward()
-        self._guard(loss.total.detach())
+        loss: Loss = self._averaged(task, batch, there["labels"], key, there["smart_weight"])
+        return loss
+
+    def _update(self, task: str, shape: _Shape, total: Tensor) -> Tensor:
+        """The optimizer's step, unless the total of the loss is not finite, and the gradients' norm."""
+        self._guard(total)
         shape.updated = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.optimizer.step(anchor=self.objective.anchor_of(task), schedule=there["schedule"])
+        schedule = shape.inputs.device["schedule"]
+        self.optimizer.step(anchor=self.objective.anchor_of(task), schedule=schedule)
         shape.written_packed = self.optimizer.written_packed
         self.optimizer.zero_grad(set_to_none=True)
         assert self.optimizer.grad_norm is not None
-        shape.terms = tuple(index for index, term in enumerate(loss) if term is not None)
-        terms = [term.detach() for term in loss if term is not None]
-        return torch.stack([term.double() for term in (*terms, self.optimizer.grad_norm)])
+        return self.optimizer.grad_norm.double()
+
+    def _weighted(self, task: str, loss: Loss, part: Slice[TaskExamples]) -> Tensor:
+        """The terms of a slice times their weights, then those. What is finite is known on the device alone."""
+        weights = self.objective.weights(part.weight, part.tokens)
+        present = [0.0 if term is None else weight for term, weight in zip(loss, weights, strict=True)]
+        counts = torch.tensor(present, dtype=torch.float64, device=self.device)
+        regularizer = self.objective.regularizers.get(task)
+        if regularizer is not None and regularizer.last is not None:
+            of_smart = torch.tensor([name in SMART_TERMS for name in Loss._fields], device=self.device)
+            counts = torch.where(of_smart, counts * regularizer.last.finite, counts)
+        zero = loss.total.new_zeros(())
+        terms = torch.stack([zero if term is None else term.detach() for term in loss]).double()
+        return torch.cat([terms * counts, counts])
 
     def _anchors(self) -> list[Tensor]:
         anchor = self.objective.anchor

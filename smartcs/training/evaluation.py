@@ -11,6 +11,7 @@ import torch
 
 from smartcs.data.encode import EncodedTask
 from smartcs.model.multitask import MultitaskBert
+from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.metrics import METRICS, metric, predictions, score, task_loss
 
 
@@ -40,32 +41,40 @@ def evaluate(
     split: Mapping[str, EncodedTask],
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Evaluates without dropout; the model's mode is as before afterwards.
+
+    Several ranks deal the batches out and all get the result, which is the same as of one.
 
     Args:
         model: on any device.
         split: the tasks to evaluate; those without labels get predictions only.
         batch_size: examples per batch, changes speed only.
-        progress: called after every batch with the number of examples done and in all; it may raise to stop.
+        progress: called after every batch with the number of examples done and in all; it may raise to stop, on all
+            ranks.
+        ranks: those that evaluate the same model together.
     """
     total, done = sum(len(task) for task in split.values()), 0
     result = Evaluation({}, {}, {}, {name: len(task) for name, task in split.items()})
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, weight = model.training, next(model.parameters())
+    device, dtype = weight.device, weight.dtype
     model.eval()
     try:
         for name, encoded in split.items():
             # Longest first: batches of like length, and a batch that is too large for memory shows at once.
             order = np.argsort(-encoded.lengths, kind="stable")
-            outputs = []
-            for begin in range(0, len(order), batch_size):
-                rows = order[begin : begin + batch_size]
-                with torch.inference_mode():
-                    outputs.append(model(name, encoded.batch(rows)[0].to(device)).cpu())
-                done += len(rows)
+            batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+            output = torch.zeros((len(order), *model.output_shape(name)), dtype=dtype)
+            for own, dealt in ranks.rounds(batches):
+                for rows in own:
+                    with torch.inference_mode():
+                        output[torch.from_numpy(rows)] = model(name, encoded.batch(rows)[0].to(device)).cpu()
+                ranks.exchange().wait()
                 if progress is not None:
-                    progress(done, total)
-            _add_task(result, name, encoded, torch.cat(outputs)[torch.from_numpy(np.argsort(order))])
+                    progress(done + sum(map(len, batches[:dealt])), total)
+            done += len(order)
+            _add_task(result, name, encoded, ranks.sum(output))
     finally:
         model.train(was_training)
     if len(result.figures) == len(METRICS):

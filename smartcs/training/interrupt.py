@@ -8,11 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from smartcs.training.distributed import Ranks
+
 
 class StopRequest:
-    """Whether a signal has asked to stop, and which."""
+    """Whether a signal has asked to stop, and which: of several ranks, any of them as of their last exchange.
 
-    signal: int | None = None
+    Args:
+        ranks: the processes that stop together.
+    """
+
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = Ranks() if ranks is None else ranks
+
+    @property
+    def signal(self) -> int | None:
+        """The signal's number."""
+        return self._ranks.signal
+
+    def ask(self, number: int) -> None:
+        """Asks to stop, as the signal of this number does."""
+        self._ranks.ask_to_stop(number)
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -23,13 +39,17 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(ranks: Ranks | None = None) -> Iterator[StopRequest]:
     """Within the block the first SIGINT or SIGTERM sets the request; a second one acts as it did before.
+
+    Of several `ranks` every one gets the signal, some more than once: by itself, and by torchrun, which also ends in
+    half a minute what does not. They ignore the second.
 
     A signal that is ignored stays ignored (a background job's SIGINT). Outside the main thread, where Python cannot
     handle signals, nothing is changed and nothing requested.
     """
-    request = StopRequest()
+    request = StopRequest(ranks)
+    alone = ranks is None or ranks.size == 1
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -41,8 +61,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        request.signal = number
-        restore()
+        request.ask(number)
+        if alone:
+            restore()
 
     for number in previous:
         signal.signal(number, handle)

@@ -8,8 +8,10 @@ before the next begins), then the adversarial pass's. The anchor's pass keeps no
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from smartcs.data.packing import PackedBatch
@@ -26,6 +28,20 @@ from smartcs.training.steps import Loss
 # l_s of each task: on class probabilities, on the probability of a paraphrase, on the score.
 SMOOTHNESS: dict[str, Smoothness] = {"sst": "categorical", "qqp": "bernoulli", "sts": "squared"}
 _NOISE_SITE = 2**16 - 1  # the stream of SMART's noise; dropout uses the ones below
+
+
+class TaskExamples(NamedTuple):
+    """Examples of a step's batch.
+
+    Attributes:
+        batch, labels: of these.
+        first_token, first_example: how many tokens, as the encoder reads them, and examples of that batch lie before.
+    """
+
+    batch: PackedBatch
+    labels: Tensor
+    first_token: int = 0
+    first_example: int = 0
 
 
 class Objective:
@@ -76,7 +92,17 @@ class Objective:
     def __call__(self, task: str, batch: PackedBatch, labels: Tensor, step: int) -> Loss:
         """The loss of a batch at optimizer step `step`, counted from 0, which names all its random numbers."""
         encoded = self.model.encoder_input(task, batch)
-        return self.terms(task, encoded, labels, DropoutKey(self.config.seed, step), self.weight(step))
+        return self.terms(*self.arguments(task, TaskExamples(encoded, labels), step))
+
+    def arguments(
+        self, task: str, encoded: TaskExamples, step: int
+    ) -> tuple[str, PackedBatch, Tensor, DropoutKey, float]:
+        """Those of `terms` at optimizer step `step`, for examples as the model's encoder reads them."""
+        batch, labels, *first = encoded
+        key = DropoutKey(self.config.seed, step)
+        if any(first):
+            key = DropoutKey(self.config.seed, 0, torch.tensor(DropoutKey.offset_of(step, *first)))
+        return task, batch, labels, key, self.weight(step)
 
     def terms(self, task: str, encoded: PackedBatch, labels: Tensor, key: DropoutKey, weight: float | Tensor) -> Loss:
         """The same from what the model's encoder reads of the batch, the key of the step, and its lambda.
@@ -116,6 +142,38 @@ class Objective:
             self.regularizers[task].means.steps += 1
         if self.anchor is not None and task in self.config.bregman_tasks:
             self.anchor.means.steps += 1
+
+    def weights(self, weight: float, tokens: int) -> list[float]:
+        """How much the terms of a slice count in their means over slices: its loss counts `weight`.
+
+        What SMART says of its perturbation are means over tokens or sentences; slices have as many sentences.
+        """
+        groups = float(tokens) if self.config.smart.level == "token" else weight
+        counts = {"alignment": groups, "perturbation": groups}
+        return [counts.get(name, weight) for name in Loss._fields]
+
+    def mark(self) -> list[tuple[int, Tensor]]:
+        """The means as they are before a step of several slices, for `settle`."""
+        return [means.mark() for means in self._means()]
+
+    def settle(
+        self, before: list[tuple[int, Tensor]], task: str, numbers: list[float | None], all_finite: bool
+    ) -> None:
+        """Makes one step of the slices counted since `before`, some of which other ranks have.
+
+        Args:
+            numbers: the terms of the step, the same on all ranks; and so are the means then.
+            all_finite: whether SMART's were finite in all slices; if not, the step is a fallback.
+        """
+        terms = dict(zip(Loss._fields, numbers, strict=True))
+        for means, mark in zip(self._means(), before, strict=True):
+            means.back_to(mark)
+        if task in self.regularizers:
+            values = [terms[name] for name in ("alignment", "perturbation", "smart")]
+            self.regularizers[task].means.add_numbers(values, all_finite)
+        if self.anchor is not None and task in self.config.bregman_tasks:
+            divergence = terms["bregman"]
+            self.anchor.means.add_numbers([divergence], divergence is not None and math.isfinite(divergence))
 
     def counts(self) -> list[int]:
         """All that is counted on the host, for `recount`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,16 +39,28 @@ SMALL_MODEL_NOTICE = (
 )
 
 
-def describe_plan(config: TrainConfig, arithmetic: Arithmetic, sampler: RoundRobinSampler, folder: Path) -> str:
-    """The settings and lengths of the coming training, in two or three lines."""
-    batches = ", ".join(f"{name} {size}" for name, size in config.batch_sizes.items())
+def describe_plan(
+    config: TrainConfig, arithmetic: Arithmetic, sampler: RoundRobinSampler, folder: Path, ranks: int = 1
+) -> str:
+    """The settings and lengths of the coming training by so many processes, in two or three lines."""
     solo = f" after {_count(sampler.solo_steps, 'batch')} of the largest set" if sampler.solo_steps else ""
     return (
         f"training: {'fused ops' if config.fused else 'reference ops'}, recipe {config.recipe}, "
-        f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}{solo}, batches {batches}, "
+        f"{_count(config.epochs, 'epoch')} of {_count(sampler.cycles, 'cycle')}{solo}, "
+        f"batches {describe_batches(config.batch_sizes, ranks, config.accumulate)}, "
         f"learning rate {config.learning_rate:g}, seed {config.seed}, {arithmetic}\n"
         f"{_other_than_the_recipes(config)}output: {folder}"
     )
+
+
+def describe_batches(sizes: Mapping[str, int], ranks: int, accumulate: int) -> str:
+    """The batches of a step, and their slices: "sst 24, qqp 160 (2 processes x 2 slices of sst 6, qqp 40)"."""
+
+    def listed(factor: int) -> str:
+        return ", ".join(f"{name} {factor * size}" for name, size in sizes.items())
+
+    several = [f"{ranks} processes"] * (ranks > 1) + [_count(accumulate, "slice")] * (accumulate > 1)
+    return listed(ranks * accumulate) + (f" ({' x '.join(several)} of {listed(1)})" if several else "")
 
 
 def _other_than_the_recipes(config: TrainConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,9 @@ from smartcs.ops.backend import backend
 from smartcs.ops.precision import Arithmetic, arithmetic, precision
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.device import choose_device
+from smartcs.training.distributed import Ranks
 from smartcs.training.interrupt import StopRequest, stop_on_signals
+from smartcs.training.launch import launched
 from smartcs.training.plan import SMALL_MODEL_NOTICE
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import clock
@@ -30,7 +33,7 @@ from smartcs.training.steps import NonFiniteLossError
 
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (
-    *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts"),
+    *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts", "accumulate"),
     *("eval_batch_size", "precision", "device", "pooling", "max_length", "strict_data", "report"),
 )
 
@@ -57,8 +60,8 @@ def pretrain_run(config: TrainConfig, console: Console | None = None) -> RunResu
     with backend("fused" if config.fused else "reference"):
         device = choose_device(config.device)
         chosen = arithmetic(config.precision, device.type)
-        with precision(chosen.precision):
-            return _PretrainRun(config, Console() if console is None else console, chosen, device).execute()
+        with precision(chosen.precision), launched(device) as ranks:
+            return _PretrainRun(config, ranks.console(console), chosen, device, ranks).execute()
 
 
 @dataclass
@@ -69,11 +72,12 @@ class _PretrainRun:
     console: Console
     arithmetic: Arithmetic
     device: torch.device
+    ranks: Ranks
     begin: float = field(default_factory=perf_counter)
 
     def execute(self) -> RunResult:
         config = self.config
-        self.folder = choose_folder(config.output, config.overwrite, "runs/pretrain")
+        self.folder = self.ranks.from_first(lambda: choose_folder(config.output, config.overwrite, "runs/pretrain"))
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
         self.data = load_data(config.data, strict=config.strict_data, holdout=config.holdout)
@@ -93,22 +97,27 @@ class _PretrainRun:
             config.batch_sizes,
             seed=config.seed,
             eval_batch_size=config.eval_batch_size,
+            ranks=self.ranks,
+            accumulate=config.accumulate,
         )
         self.environment = info.collect()
-        refuse_own_model(self.folder, model_name(config.model))
-        clear_folder(self.folder)
+        self.ranks.from_first(self._start_folder)
         ops = "fused" if config.fused else "reference"
         self._say(f"{self.trainer.describe()}, {ops} ops, seed {config.seed}, {self.arithmetic}, on {self.device.type}")
         self._say(f"output: {self.folder}")
-        with stop_on_signals() as stop:
+        with stop_on_signals(self.ranks) as stop:
             metrics = self._pretrain(stop)
-        write_metrics(self.folder, self._metrics(metrics, finished=True))
-        if config.report:
+        self._write_metrics(self._metrics(metrics, finished=True))
+        if config.report and self.ranks.is_first:
             from smartcs.report import write_run_report  # matplotlib takes a second to load
 
             write_run_report(self.folder)
         self._summary(metrics, stop)
         return RunResult(self.folder, self._metrics(metrics, finished=True), stop.signal)
+
+    def _start_folder(self) -> None:
+        refuse_own_model(self.folder, model_name(self.config.model))
+        clear_folder(self.folder)
 
     def _encode(self, data: DataFolder, split: str) -> dict[str, EncodedTask]:
         config = self.config
@@ -119,19 +128,28 @@ class _PretrainRun:
         return tasks
 
     def _pretrain(self, stop: StopRequest) -> dict[str, Any]:
-        with LossLog(self.folder, len(self.trainer.data)) as log:
+        # The first rank alone writes.
+        with LossLog(self.folder, len(self.trainer.data)) if self.ranks.is_first else nullcontext() as log:
             try:
                 metrics = pretrain(self.trainer, self.console, stop=stop, log=log, after_epoch=self._save)
             except NonFiniteLossError:
-                write_metrics(self.folder, self._metrics(self.trainer.metrics(diverged=True), finished=True))
+                self._write_metrics(self._metrics(self.trainer.metrics(diverged=True), finished=True))
                 raise
         if metrics["interrupted"]:
-            self.model.bert.save_pretrained(self.folder, self.model.tokenizer)
+            self._save_weights()
         return metrics
 
     def _save(self, metrics: dict[str, Any]) -> None:
-        self.model.bert.save_pretrained(self.folder, self.model.tokenizer)
-        write_metrics(self.folder, self._metrics(metrics, finished=False))
+        self._save_weights()
+        self._write_metrics(self._metrics(metrics, finished=False))
+
+    def _save_weights(self) -> None:
+        if self.ranks.is_first:
+            self.model.bert.save_pretrained(self.folder, self.model.tokenizer)
+
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            write_metrics(self.folder, metrics)
 
     def _metrics(self, metrics: dict[str, Any], *, finished: bool) -> dict[str, Any]:
         settings = {name: value for name, value in flat(self.config).items() if name in SETTINGS}
@@ -142,6 +160,7 @@ class _PretrainRun:
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
             "device": self.device.type,
+            "ranks": self.ranks.size,
             "data": {
                 "source": self.data.source,
                 "examples": {

@@ -5,14 +5,15 @@ Source: the SMARTCS paper, sections 4 and 5.2. `Pretrainer` takes the steps, `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from smartcs.data.encode import EncodedTask
 from smartcs.data.examples import DataError
@@ -22,12 +23,14 @@ from smartcs.model.bert import BertModel
 from smartcs.model.mlm import MaskedLanguageModel, masked_loss
 from smartcs.ops.random import DropoutKey
 from smartcs.training.checks import task_names
+from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.interrupt import Stopped, StopRequest
 from smartcs.training.optim import AdamW
+from smartcs.training.plan import describe_batches
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.progress import clock, make_progress, watch
 from smartcs.training.run_folder import LossLog
-from smartcs.training.steps import Loss, StepLoop
+from smartcs.training.steps import Loss, Slice, StepLoop
 
 _FIRST_DEV_STEP = 2**62  # names the masking of dev; training counts from 0 and never gets there
 # Fine-tuning of the same seed draws other masks and another order: its steps count from 0, its seeds are below 2**63.
@@ -35,7 +38,15 @@ _FIRST_KEY = 2**39
 _OTHER_SEEDS = 2**63
 
 
-class Pretrainer(StepLoop[MaskedBatch]):
+class Masked(NamedTuple):
+    """A slice of a step's batch, the number of tokens before it, and that of hidden ones in the whole."""
+
+    masked: MaskedBatch
+    first_token: int
+    hidden: int
+
+
+class Pretrainer(StepLoop[Masked]):
     """Trains an encoder to name hidden tokens.
 
     Two pretrainers of equal arguments take the same steps, as `Trainer` does: batches, hidden tokens and dropout masks
@@ -49,6 +60,8 @@ class Pretrainer(StepLoop[MaskedBatch]):
         batch_sizes: task -> sequences per batch; may name more tasks.
         seed: 0 <= seed < 2**63.
         eval_batch_size: sequences per batch when evaluating; changes speed only.
+        ranks: the processes that train the encoder together; the first one's weights count.
+        accumulate: slices of `batch_sizes` per rank and step.
 
     Raises:
         ValueError: `settings` has a value out of range.
@@ -72,6 +85,8 @@ class Pretrainer(StepLoop[MaskedBatch]):
         *,
         seed: int,
         eval_batch_size: int = 64,
+        ranks: Ranks = ALONE,
+        accumulate: int = 1,
     ) -> None:
         settings.validate()
         names = task_names(settings.tasks)
@@ -89,14 +104,18 @@ class Pretrainer(StepLoop[MaskedBatch]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # and no GPU's
             self.model = MaskedLanguageModel(bert, settings.head)
+        ranks.copy_first(self.model)
         optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
         sampler = RoundRobinSampler(
             {name: len(task) for name, task in data.items()},
-            self.batch_sizes,
+            {name: ranks.size * accumulate * size for name, size in self.batch_sizes.items()},
             seed=seed + _OTHER_SEEDS,
             cycles=settings.cycles,
         )
-        super().__init__(data, sampler, optimizer, settings.learning_rate)
+        averaged = ranks.averaging(_MaskedLoss(self.model))
+        super().__init__(
+            data, sampler, optimizer, settings.learning_rate, averaged=averaged, ranks=ranks, accumulate=accumulate
+        )
         self.device = next(bert.parameters()).device
         self.hidden = 0
         self.history: list[dict[str, Any]] = []
@@ -104,13 +123,26 @@ class Pretrainer(StepLoop[MaskedBatch]):
     def _begin(self) -> None:
         self.model.train(self.settings.dropout)  # dropout is all that the two modes differ in
 
-    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[MaskedBatch, int]:
+    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[list[Slice[Masked]], int]:
         masked = self.masker(self.data[task].batch(rows)[0], step)
-        return masked, masked.batch.num_tokens
+        slices = []
+        for own in self.own_slices(len(rows)):
+            part, first_token = masked.rows(own.start, own.stop)
+            # The mean over all hidden tokens, of means over those of a slice.
+            weight = len(part.targets) / max(1, len(masked.targets)) * self.ranks.size
+            slices.append(Slice(Masked(part, first_token, len(masked.targets)), weight, part.batch.num_tokens))
+        return slices, masked.batch.num_tokens
 
-    def _loss(self, task: str, batch: MaskedBatch) -> Loss:
-        self.hidden += len(batch.targets)
-        loss = self.model.loss(batch.to(self.device), DropoutKey(self.seed, _FIRST_KEY + self.step))
+    def _take(self, task: str, slices: Sequence[Slice[Masked]], times: list[float]) -> list[float | None]:
+        self.hidden += slices[0].batch.hidden
+        return super()._take(task, slices, times)
+
+    def _loss(self, task: str, batch: Masked) -> Loss:
+        key = DropoutKey(self.seed, _FIRST_KEY + self.step)
+        if batch.first_token:
+            offset = DropoutKey.offset_of(_FIRST_KEY + self.step, batch.first_token)
+            key = DropoutKey(self.seed, 0, torch.tensor(offset, device=self.device))
+        loss = self.averaged(batch.masked.to(self.device), key)
         return Loss(loss, loss)
 
     def evaluate(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -122,24 +154,28 @@ class Pretrainer(StepLoop[MaskedBatch]):
         Returns:
             mlm_loss and mlm_accuracy, the means over the tasks, and dev_losses and dev_accuracies of each task.
         """
-        total, done = sum(map(len, self.dev.values())), 0
+        total, done, size = sum(map(len, self.dev.values())), 0, self.eval_batch_size
         losses: dict[str, float] = {}
         accuracies: dict[str, float] = {}
         self.model.eval()
         for name, task in self.dev.items():
             order = np.argsort(-task.lengths, kind="stable")
-            loss, right, hidden = 0.0, 0, 0
-            for begin in range(0, len(order), self.eval_batch_size):
-                rows = order[begin : begin + self.eval_batch_size]
-                batch, positions, targets = task.batch(rows).to(self.device)
-                with torch.inference_mode():
-                    logits = self.model(batch, positions)
-                    loss += masked_loss(logits, targets).item() * len(targets)
-                    right += int((logits.argmax(dim=-1) == targets).sum())
-                hidden += len(targets)
-                done += len(rows)
+            batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
+            sums = torch.zeros(len(batches), 3, dtype=torch.float64)  # of the losses, right and hidden tokens
+            for own, dealt in self.ranks.rounds(range(len(batches))):
+                for number in own:
+                    batch, positions, targets = task.batch(batches[number]).to(self.device)
+                    with torch.inference_mode():
+                        logits = self.model(batch, positions)
+                        loss = masked_loss(logits, targets).item() * len(targets)
+                        right = int((logits.argmax(dim=-1) == targets).sum())
+                    sums[number] = torch.tensor([loss, right, len(targets)], dtype=torch.float64)
+                self.ranks.exchange().wait()
                 if progress is not None:
-                    progress(done, total)
+                    progress(done + sum(map(len, batches[:dealt])), total)
+            done += len(order)
+            # One batch after the other, as one rank adds them up.
+            loss, right, hidden = map(sum, zip(*self.ranks.sum(sums).tolist(), strict=True))
             losses[name], accuracies[name] = loss / hidden, right / hidden
         return {
             "mlm_loss": sum(losses.values()) / len(losses),
@@ -173,7 +209,7 @@ class Pretrainer(StepLoop[MaskedBatch]):
         settings = self.settings
         hidden = "one token per sequence" if settings.fraction is None else f"{settings.fraction:.4g} of the tokens"
         strategy = "80/10/10" if settings.strategy == "bert" else "always [MASK]"
-        batches = ", ".join(f"{name} {size}" for name, size in self.batch_sizes.items())
+        batches = describe_batches(self.batch_sizes, self.ranks.size, self.accumulate)
         rate = self.model.bert.config.hidden_dropout_prob
         dropout = f"dropout {rate:g}" if settings.dropout else "no dropout"
         return (
@@ -181,6 +217,17 @@ class Pretrainer(StepLoop[MaskedBatch]):
             f"{self.sampler.cycles} cycles, batches {batches}, learning rate {settings.learning_rate:g}, "
             f"{dropout}, head from {settings.head} weights"
         )
+
+
+class _MaskedLoss(nn.Module):
+    """`MaskedLanguageModel.loss` as a module's call."""
+
+    def __init__(self, model: MaskedLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, masked: MaskedBatch, key: DropoutKey) -> Tensor:
+        return self.model.loss(masked, key)
 
 
 def pretrain(

@@ -30,6 +30,8 @@ _MAY_CHANGE = frozenset(
     {
         *("data", "device", "cuda_graphs", "eval_batch_size", "checkpoint_every", "keep", "max_skipped_steps"),
         *("epochs", "output", "overwrite", "report", "strict_data", "tensorboard"),
+        # The position in the data is counted in examples, whatever processes and slices read them.
+        *("batch_sst", "batch_qqp", "batch_sts", "accumulate"),
     }
 )
 FORMAT = 1

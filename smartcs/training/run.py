@@ -20,11 +20,12 @@ from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.checkpointing import Checkpointer
 from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder, describe_device
+from smartcs.training.distributed import Ranks
 from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.inputs import Inputs
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
+from smartcs.training.launch import launched
 from smartcs.training.plan import describe_plan
-from smartcs.training.predictions import write_predictions
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress, watch
 from smartcs.training.recipes import model_name
@@ -32,18 +33,17 @@ from smartcs.training.record import Record
 from smartcs.training.resume import Resumption, conditions_of
 from smartcs.training.run_folder import (
     METRICS,
-    PREDICTIONS,
     PRETRAINED,
     LossLog,
     choose_folder,
     refuse_own_model,
     start_folder,
     stored_config,
-    write_metrics,
 )
 from smartcs.training.steps import NonFiniteLossError
-from smartcs.training.tables import figures_line, figures_table
+from smartcs.training.tables import closing_lines, figures_line, figures_table
 from smartcs.training.trainer import Trainer
+from smartcs.training.written import Written
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RunResult:
 
 
 def train(config: TrainConfig, console: Console | None = None, resumed: Resumption | None = None) -> RunResult:
-    """Trains as `config` says and writes the run's folder.
+    """Trains as `config` says and writes the run's folder: in each process of torchrun its share, the first one writes.
 
     Ctrl-C or SIGTERM ends the run after the current step with usable weights, the best so far, else the current ones,
     and a checkpoint to go on from. The process's selected backend, precision and random state are as before
@@ -78,13 +78,14 @@ def train(config: TrainConfig, console: Console | None = None, resumed: Resumpti
         FileExistsError, PermissionError, UsageError: the output folder cannot be used; nothing has been done then.
         UsageError: there is no such device, or it cannot do what is asked of it; or the resumed run has other settings.
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
+        PeerError: another process of the run has ended.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
     """
     with backend("fused" if config.fused else "reference"):
         device = choose_device(config.device)
         chosen = arithmetic(config.precision, device.type)
-        with precision(chosen.precision):
-            return _Run(config, Console() if console is None else console, chosen, device, resumed).execute()
+        with precision(chosen.precision), launched(device) as ranks:
+            return _Run(config, ranks.console(console), chosen, device, ranks, resumed).execute()
 
 
 @dataclass
@@ -95,6 +96,7 @@ class _Run:
     console: Console
     arithmetic: Arithmetic
     device: torch.device
+    ranks: Ranks
     resumed: Resumption | None = None
     record: Record = field(default_factory=Record)
     pretrainer: Pretrainer | None = None  # until its stage is over
@@ -105,7 +107,10 @@ class _Run:
         config, resumed = self.config, self.resumed
         if config.tensorboard:
             check_available()
-        self.folder = choose_folder(config.output, config.overwrite) if resumed is None else resumed.folder
+        self.folder = self.ranks.from_first(
+            lambda: choose_folder(config.output, config.overwrite) if resumed is None else resumed.folder
+        )
+        self.written = Written(self.folder, self.ranks)
         if resumed is not None:
             resumed.check(config)
             if resumed.finished(config):
@@ -116,37 +121,46 @@ class _Run:
         start = None if resumed is None else MultitaskBert.from_pretrained(resumed.checkpoint.folder)
         self.inputs = Inputs.read(config, self.device, self._say, start)
         self.model = self.inputs.model
-        self.recorder, self.not_recorded = choose_recorder(config.cuda_graphs, self.device, self.model.bert.config)
+        self.recorder, self.not_recorded = choose_recorder(
+            config.cuda_graphs, self.device, self.model.bert.config, self.ranks.size, config.accumulate
+        )
         self.environment = info.collect()
         # Both before anything is written: what does not fit together shows here.
         self.pretrainer = self._make_pretrainer()
         self.trainer = self._make_trainer()
         conditions = conditions_of(self.environment, describe_device(self.device, ""))
+        conditions |= {"processes": self.ranks.size, "slices": config.accumulate}
         self.checkpoints = Checkpointer(self.folder, config, self.inputs, conditions, self._say)
-        if resumed is None:
-            refuse_own_model(self.folder, model_name(config.model))
-            start_folder(self.folder, config)
-        else:
+        if resumed is not None:
             self._go_on_from(resumed)
-        with stop_on_signals() as stop:
+        self.ranks.from_first(self._start_folder)
+        with stop_on_signals(self.ranks) as stop:
             try:
                 self._pretrain(stop)
-                self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder))
+                self._say(describe_plan(config, self.arithmetic, self.trainer.sampler, self.folder, self.ranks.size))
                 self._say(f"device: {describe_device(self.device, self.not_recorded)}")
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
             except NonFiniteLossError:
-                write_metrics(self.folder, self._metrics(finished=True, diverged=True))
+                self.written.metrics(self._metrics(finished=True, diverged=True))
                 raise
         metrics = self._metrics(finished=True, interrupted=bool(stop))
-        write_metrics(self.folder, metrics)
+        self.written.metrics(metrics)
         if config.report:
-            from smartcs.report import write_run_report  # matplotlib takes a second to load
-
-            write_run_report(self.folder)
+            self.written.report()
         self._summary(metrics)
         return RunResult(self.folder, metrics, stop.signal)
+
+    def _start_folder(self) -> None:
+        """What the first rank does to it, the only one that writes."""
+        if self.resumed is not None:
+            self.resumed.restore_files(self.config)
+            if self.record.best is not None:
+                self.written.predictions("dev", self.inputs.encoded["dev"], self.record.best)
+        else:
+            refuse_own_model(self.folder, model_name(self.config.model))
+            start_folder(self.folder, self.config)
 
     def _make_pretrainer(self) -> Pretrainer | None:
         config, inputs = self.config, self.inputs
@@ -161,10 +175,12 @@ class _Run:
             config.batch_sizes,
             seed=config.seed,
             eval_batch_size=config.eval_batch_size,
+            ranks=self.ranks,
+            accumulate=config.accumulate,
         )
 
     def _make_trainer(self) -> Trainer:
-        return Trainer(self.config, self.model, self.inputs.encoded["train"], self.recorder)
+        return Trainer(self.config, self.model, self.inputs.encoded["train"], self.recorder, self.ranks)
 
     def _pretrain(self, stop: StopRequest) -> None:
         """The stage of masked language modelling, if there is one."""
@@ -173,8 +189,8 @@ class _Run:
             return
         self._say(f"{pretrainer.describe()}\noutput: {self.folder}")
         folder = self.folder / PRETRAINED
-        folder.mkdir(exist_ok=True)
-        with LossLog(folder, len(pretrainer.data), goes_on=self.resumed is not None) as self.log:
+        goes_on = self.resumed is not None
+        with self.written.log(folder, len(pretrainer.data), goes_on=goes_on) as self.log:
             try:
                 self.record.pretrained = pretrain(
                     pretrainer,
@@ -189,7 +205,7 @@ class _Run:
                 raise
         if stop:
             raise Stopped
-        self.model.bert.save_pretrained(folder, self.inputs.tokenizer)
+        self.written.encoder(folder, self.model.bert, self.inputs.tokenizer)
         self._say(f"the pretrained encoder is in {folder}")
         self.pretrainer, self.resumed = None, None
         # The optimizer's state and the anchor begin here.
@@ -203,14 +219,15 @@ class _Run:
         progress = make_progress(self.console, config.epochs, trainer.sampler, eval_tokens)
         goes_on = self.resumed is not None
         with ExitStack() as stack:
-            self.log = stack.enter_context(LossLog(self.folder, len(trainer.data), goes_on=goes_on))
+            self.log = stack.enter_context(self.written.log(self.folder, len(trainer.data), goes_on=goes_on))
             if config.tensorboard:
-                self.board = stack.enter_context(TensorBoardLog(self.folder, trainer.step if goes_on else None))
+                self.board = stack.enter_context(self.written.board(trainer.step if goes_on else None))
             stack.enter_context(progress)
             while (epoch := len(record.history) + 1) <= config.epochs:
                 # Unless its steps were over when the run was stopped.
                 for step in trainer.epoch() if trainer.sampler.epoch < epoch else ():
-                    self.log.add(step)
+                    if self.log is not None:
+                        self.log.add(step)
                     if self.board is not None:
                         self.board.step(step.step, step.task, step.loss, **step.terms())
                     progress.step(step)
@@ -219,27 +236,27 @@ class _Run:
                         raise Stopped
                     if not trainer.sampler.epoch_over:
                         self._after_step()
-                evaluation = evaluate(self.model, dev, config.eval_batch_size, watch(progress, "dev", stop))
+                report = watch(progress, "dev", stop)
+                evaluation = evaluate(self.model, dev, config.eval_batch_size, report, self.ranks)
                 self._end_of_epoch(evaluation, progress)
             if test:
-                model = self.model
-                if record.best_epoch != config.epochs:
-                    model = MultitaskBert.from_pretrained(self.folder).to(self.device)
-                record.test = evaluate(model, test, config.eval_batch_size, watch(progress, "test", stop))
-                self._write_predictions("test", record.test)
+                model = self.model if record.best_epoch == config.epochs else self.written.best(self.model)
+                report = watch(progress, "test", stop)
+                record.test = evaluate(model, test, config.eval_batch_size, report, self.ranks)
+                self.written.predictions("test", test, record.test)
 
     def _end_of_epoch(self, evaluation: Evaluation, progress: Progress) -> None:
         record, trainer = self.record, self.trainer
         is_best = record.add_epoch(evaluation, trainer.losses.means(), sum(trainer.seconds.values()))
         trainer.losses.clear()
         if is_best:
-            self.model.save_pretrained(self.folder)
-            self._write_predictions("dev", evaluation)
-            record.weights = self.checkpoints.best_weights(self._step)
+            self.written.model(self.model)
+            self.written.predictions("dev", self.inputs.encoded["dev"], evaluation)
+            record.weights = self.ranks.from_first(lambda: self.checkpoints.best_weights(self._step))
         if self.board is not None:
             self.board.evaluation(len(record.history), trainer.step, evaluation.figures, evaluation.losses)
         # Not only at the end: a run that is killed leaves what it has reached.
-        write_metrics(self.folder, self._metrics(finished=False))
+        self.written.metrics(self._metrics(finished=False))
         progress.say(
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
@@ -271,24 +288,17 @@ class _Run:
         for damage in resumed.damaged:
             self._say(f"warning: passed over a damaged checkpoint: {damage}")
         resumed.load(self.record, self.trainer, self.pretrainer)
-        resumed.restore_files(self.config)
         self.checkpoints.last = resumed.checkpoint
-        if self.record.best is not None:
-            self._write_predictions("dev", self.record.best)
         self._say(f"resumed at step {self._step} from {resumed.checkpoint.folder}")
         if note := resumed.changed_conditions(self.checkpoints.conditions):
             self._say(note)
-
-    def _write_predictions(self, split: str, evaluation: Evaluation) -> None:
-        ids = {name: task.ids for name, task in self.inputs.encoded[split].items()}
-        write_predictions(self.folder / PREDICTIONS, split, ids, evaluation.predictions)
 
     def _stopped(self, stop: StopRequest) -> None:
         record = self.record
         self._save_checkpoint(final=True)
         which = f"of epoch {record.best_epoch}, the best so far,"
         if record.best is None:
-            self.model.save_pretrained(self.folder)
+            self.written.model(self.model)
             which = "of this step, not evaluated,"
         where, step = "", self.trainer.step
         total = self.config.epochs * self.trainer.sampler.steps_per_epoch
@@ -315,6 +325,7 @@ class _Run:
             "precision": self.arithmetic.precision,
             "products": self.arithmetic.products,
             "device": describe_device(self.device, self.not_recorded),
+            "ranks": self.ranks.size,
             "config": stored_config(self.config),
             "model": asdict(self.model.bert.config),
             "environment": self.environment,
@@ -323,17 +334,8 @@ class _Run:
     def _summary(self, metrics: dict[str, Any]) -> None:
         if self.record.best is not None:
             self.console.print(figures_table("dev", self.record.best, self.inputs.majority))
-        self._say(
-            f"trained {metrics['steps']:,} steps on {metrics['tokens']:,} tokens in "
-            f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
-            f"{clock(metrics['seconds_total'])} in all"
-        )
-        for task, figures in (metrics["smart"] or {}).items():
-            if figures["fallbacks"]:
-                self._say(
-                    f"warning: SMART's gradient or value was not finite in {figures['fallbacks']:,} of "
-                    f"{figures['steps']:,} {task} steps; those had the plain loss"
-                )
+        for line in closing_lines(metrics):
+            self._say(line)
         self._say(f"results: {self.folder}")
 
     def _say(self, text: str) -> None:

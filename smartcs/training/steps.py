@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
 from time import perf_counter, thread_time
@@ -13,12 +13,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smartcs.data.encode import EncodedTask
 from smartcs.data.prefetch import Prefetcher
 from smartcs.data.sampling import RoundRobinSampler
 from smartcs.smart import BregmanAnchor
+from smartcs.training.distributed import ALONE, Ranks, without_averaging
 from smartcs.training.epoch_losses import EpochLosses
 from smartcs.training.optim import AdamW
 
@@ -49,6 +50,10 @@ class Loss(NamedTuple):
     bregman: Tensor | None = None
 
 
+SMART_TERMS = ("smart", "alignment", "perturbation")  # those that are missing where SMART was not finite
+_TASK, _SMART = Loss._fields.index("task"), Loss._fields.index("smart")
+
+
 class Step(NamedTuple):
     """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1; before the first cycle, while
     the sampler hands out the largest set alone, `cycle` is 0.
@@ -73,17 +78,37 @@ class Step(NamedTuple):
         return {name: getattr(self, name) for name in ("smart", "alignment", "perturbation", "bregman")}
 
 
+class Slice(NamedTuple, Generic[Batch]):
+    """A slice of a step's batch: what a rank computes at once.
+
+    batch: the slice.
+    weight: of its loss. Summed over a rank's slices, and averaged over the ranks, the weighted losses are the step's.
+    tokens: that the encoder reads.
+    """
+
+    batch: Batch
+    weight: float
+    tokens: int
+
+
 class StepLoop(ABC, Generic[Batch]):
     """Takes optimizer steps on the batches that a sampler hands out.
 
     The next batches are prepared in the background while a step runs. The sampler's state nevertheless counts those
     whose step has begun and no other: a copy of it draws ahead.
 
+    Each batch is cut into `accumulate` slices for each of the ranks, one after the other in it. The gradients of a
+    rank's slices add up, and are averaged over the ranks once, with those of the last: the step is that of the whole
+    batch. So are its figures, the same on all ranks, which also decide alike whether the run goes on.
+
     Args:
         data: the tasks of a cycle.
-        sampler: of the same tasks.
+        sampler: of the same tasks; its batches have a multiple of `accumulate` examples for each rank.
         optimizer: of the weights that `_loss` depends on; its groups' "lr" is `learning_rate` when this is made.
         parts: what a step's time is told apart by.
+        ranks: the processes that share the steps.
+        accumulate: slices per rank and step.
+        averaged: what `Ranks.averaging` has returned; its results are the loss.
 
     Attributes:
         step: optimizer steps taken.
@@ -103,8 +128,13 @@ class StepLoop(ABC, Generic[Batch]):
         optimizer: AdamW,
         learning_rate: float,
         parts: tuple[str, ...] = PARTS,
+        *,
+        averaged: nn.Module,
+        ranks: Ranks = ALONE,
+        accumulate: int = 1,
     ) -> None:
         self.data, self.sampler, self.optimizer, self.learning_rate = data, sampler, optimizer, learning_rate
+        self.ranks, self.accumulate, self.averaged = ranks, accumulate, averaged
         self.step = 0
         self.tokens = 0
         self.seconds = dict.fromkeys(parts, 0.0)
@@ -133,11 +163,11 @@ class StepLoop(ABC, Generic[Batch]):
                 if drawn is None:
                     return
                 task, rows = drawn
-                batch, tokens = next(prepared)
+                slices, tokens = next(prepared)
                 times = [begin, perf_counter()]
 
                 try:
-                    _, value, *others = self._take(task, batch, times)
+                    _, value, *others = self._take(task, slices, times)
                 except _NotFinite as failure:
                     raise NonFiniteLossError(self._describe_failure(task, str(failure), epoch, rows)) from None
                 assert value is not None
@@ -148,17 +178,30 @@ class StepLoop(ABC, Generic[Batch]):
                 self.tokens += tokens
                 yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
 
-    def _take(self, task: str, batch: Batch, times: list[float]) -> list[float | None]:
+    def _take(self, task: str, slices: Sequence[Slice[Batch]], times: list[float]) -> list[float | None]:
         """One step: the terms of its `Loss` as numbers. Appends the time after each of its parts but the first."""
-        terms = self._loss(task, batch)
-        numbers = _numbers(terms)
-        check_loss(task, numbers)
+        terms, forward = [], 0.0
+        for number, part in enumerate(slices, start=1):
+            with without_averaging(self.averaged, number < len(slices)):
+                begin = perf_counter()
+                loss = self._loss(task, part.batch)
+                terms.append(_numbers(loss))
+                forward += perf_counter() - begin
+                if number == len(slices):
+                    exchange = self.ranks.exchange(self._weighted(terms, slices))  # under way while gradients are
+                backward(loss.total, part.weight)
+                del loss
+        numbers, all_finite = (terms[0], True) if self.whole else weighted_means(exchange.wait())
+        times.append(times[-1] + forward)
         times.append(perf_counter())
 
-        terms.total.backward()
-        del terms
-        times.append(perf_counter())
-
+        if not self.whole:
+            self._count(task, numbers, all_finite)
+        try:
+            check_loss(task, numbers)
+        except _NotFinite:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
         self._update(task)
         norm = self.optimizer.grad_norm  # the optimizer itself would skip such steps, and so for ever
         if norm is not None:
@@ -166,7 +209,35 @@ class StepLoop(ABC, Generic[Batch]):
         times.append(perf_counter())
         return numbers
 
-    def _prepare(self, sampler: RoundRobinSampler, step: int) -> Iterator[tuple[Batch, int]]:
+    def _count(self, task: str, numbers: list[float | None], all_finite: bool) -> None:
+        """Told the terms of a step of several slices, and whether SMART's were finite in all of them."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step's batch is one slice."""
+        return self.ranks.size * self.accumulate == 1
+
+    def own_slices(self, examples: int) -> list[slice]:
+        """Where in a batch of so many examples this rank's slices lie."""
+        each = examples // (self.ranks.size * self.accumulate)
+        first = self.ranks.rank * self.accumulate
+        return [slice(number * each, (number + 1) * each) for number in range(first, first + self.accumulate)]
+
+    def _weighted(self, terms: Sequence[list[float | None]], slices: Sequence[Slice[Batch]]) -> list[float]:
+        """This rank's row for `weighted_means`."""
+        weights = [self._weights(part) for part in slices]
+        pairs = [list(zip(row, each, strict=True)) for row, each in zip(terms, weights, strict=True)]
+        columns = list(zip(*pairs, strict=True))
+        return [
+            *(sum(value * weight for value, weight in column if value is not None) for column in columns),
+            *(sum(weight for value, weight in column if value is not None) for column in columns),
+        ]
+
+    def _weights(self, part: Slice[Batch]) -> list[float]:
+        """How much each term of a slice's loss counts in the mean over all slices."""
+        return [part.weight] * len(Loss._fields)
+
+    def _prepare(self, sampler: RoundRobinSampler, step: int) -> Iterator[tuple[list[Slice[Batch]], int]]:
         """The batches of an epoch, the first for the step number `step`; iterated in a background thread."""
         begin = thread_time()
         for number, (task, rows) in enumerate(sampler.batches(), start=step):
@@ -180,15 +251,15 @@ class StepLoop(ABC, Generic[Batch]):
         """Sets the mode of the model."""
 
     @abstractmethod
-    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[Batch, int]:
-        """The batch of these examples for step number `step`, from 0, and its number of word pieces.
+    def _load(self, task: str, rows: np.ndarray, step: int) -> tuple[list[Slice[Batch]], int]:
+        """This rank's slices of the batch of these examples for step number `step`, from 0; word pieces of the whole.
 
         Called in a background thread and ahead of its time: it changes nothing and runs no parallel tensor operation.
         """
 
     @abstractmethod
     def _loss(self, task: str, batch: Batch) -> Loss:
-        """The loss of the batch, with its graph."""
+        """The loss of a slice, with its graph, from `averaged`."""
 
     def _update(self, task: str) -> None:
         """One optimizer step, on the gradients of a batch of `task`."""
@@ -215,6 +286,11 @@ class _NotFinite(Exception):
     """Which number of a step is not."""
 
 
+def backward(total: Tensor, weight: float) -> None:
+    """Adds the gradients of a slice's loss, by its weight."""
+    (total if weight == 1 else total * weight).backward()
+
+
 def check_loss(task: str, numbers: list[float | None]) -> None:
     """Ends the step unless the total and the task's loss, the first of a `Loss`'s terms, are finite."""
     total, value = numbers[:2]
@@ -236,3 +312,16 @@ def _numbers(terms: Loss) -> list[float | None]:
     there = [term.detach() for term in terms if term is not None]
     numbers = iter(torch.stack(there).tolist())
     return [None if term is None else next(numbers) for term in terms]
+
+
+def weighted_means(rows: Sequence[Sequence[float]]) -> tuple[list[float | None], bool]:
+    """Means of terms over all slices, and whether none of these lacked SMART's: it is left out where not finite.
+
+    Args:
+        rows: of every rank the sums of its terms, in the order of `Loss`, times their weights, then those of the
+            weights. A term that no slice has, by its weights, is None.
+    """
+    sums = [sum(column) for column in zip(*rows, strict=True)]
+    values, weights = sums[: len(Loss._fields)], sums[len(Loss._fields) :]
+    means = [value / weight if weight else None for value, weight in zip(values, weights, strict=True)]
+    return means, weights[_SMART] == weights[_TASK]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from smartcs.training.evaluation import Evaluation
+from smartcs.training.progress import clock
 
 _ROWS = {
     "sst_accuracy": ("SST accuracy", "sst"),
@@ -38,3 +40,19 @@ def figures_table(split: str, evaluation: Evaluation, majority: Mapping[str, flo
 def figures_line(figures: Mapping[str, float]) -> str:
     """The figures in one line."""
     return "  ".join(f"{label} {figures[key]:.3f}" for key, (label, _) in _ROWS.items() if key in figures)
+
+
+def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a run with these metrics says at its end: how much it trained, and warnings."""
+    lines = [
+        f"trained {metrics['steps']:,} steps on {metrics['tokens']:,} tokens in "
+        f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
+        f"{clock(metrics['seconds_total'])} in all"
+    ]
+    for task, figures in (metrics["smart"] or {}).items():
+        if figures["fallbacks"]:
+            lines.append(
+                f"warning: SMART's gradient or value was not finite in {figures['fallbacks']:,} of "
+                f"{figures['steps']:,} {task} steps; those had the plain loss"
+            )
+    return lines

@@ -15,9 +15,10 @@ from smartcs.ops import packed_weights
 from smartcs.smart import adversarial
 from smartcs.training import device_step, objective
 from smartcs.training.device_step import DeviceStep, Inputs
+from smartcs.training.objective import TaskExamples
 from smartcs.training.optim import AdamW
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.steps import NonFiniteLossError, Slice
 from smartcs.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not extension_status()[0], reason="the reference of attention looks at lengths")
@@ -247,5 +248,5 @@ def test_a_sentence_that_is_too_long(trainer):
     batch, labels = made.data["sst"].batch([0, 1])
     long = PackedBatch.from_lists([[5] * 65, [5]])
     with pytest.raises(ValueError, match="a sentence of up to 65 tokens, this model has 64 positions"):
-        made.device_step("sst", long, labels, 0, 1.0)
+        made.device_step("sst", [Slice(TaskExamples(long, labels), 1.0, 66)], 0, 1.0)
     assert batch.filled().max_seqlen == 64

@@ -195,7 +195,7 @@ def test_stop(pretrainer, after):
     class Log:
         def add(self, step):
             if step.step == after:
-                stop.signal = 2
+                stop.ask(2)
 
     metrics = pretrain(one, QUIET, stop=stop, log=Log())
     assert metrics["interrupted"] and metrics["steps"] == after and metrics["epochs"] == []

@@ -6,9 +6,12 @@ import threading
 import pytest
 import torch
 
+from smartcs.data.masking import MaskedBatch
+from smartcs.data.packing import PackedBatch
 from smartcs.training import steps as steps_module
+from smartcs.training.objective import TaskExamples
 from smartcs.training.pretrain_config import PretrainConfig
-from smartcs.training.pretraining import Pretrainer
+from smartcs.training.pretraining import Masked, Pretrainer
 from smartcs.training.setup import build_model, encode_split, load_data
 from smartcs.training.steps import Loss, _numbers
 from smartcs.training.trainer import Trainer
@@ -33,8 +36,11 @@ def loop(request, config):
 
 def tensors(batch) -> list[torch.Tensor]:
     """All of a batch of either loop."""
-    packed, *others = batch
-    return [packed.input_ids, packed.token_type_ids, packed.position_ids, packed.cu_seqlens, *others]
+    if isinstance(batch, MaskedBatch | TaskExamples | Masked):
+        return [tensor for part in batch for tensor in tensors(part)]
+    if isinstance(batch, PackedBatch):
+        return [batch.input_ids, batch.token_type_ids, batch.position_ids, batch.cu_seqlens]
+    return [torch.as_tensor(batch)]
 
 
 def prefetching() -> bool:
@@ -59,8 +65,8 @@ def test_batches_are_those_made_on_the_spot(loop, monkeypatch):
     assert len(seen) == len(drawn) == 24
     for step, ((task, batch), (expected, rows)) in enumerate(zip(seen, drawn, strict=True)):
         assert task == expected
-        wanted, count = other._load(task, rows, step)
-        assert all(map(torch.equal, batch, tensors(wanted))) and tokens[step] == count
+        (wanted,), count = other._load(task, rows, step)
+        assert all(map(torch.equal, batch, tensors(wanted.batch))) and tokens[step] == count and wanted.weight == 1
 
 
 def test_the_sampler_counts_the_batches_of_the_steps_taken(loop):

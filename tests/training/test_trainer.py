@@ -157,10 +157,10 @@ def test_heads_of_other_tasks_stay(config):
 
 def test_sparse_word_gradients_train_as_dense_ones_and_only_while_training(config, monkeypatch):
     def run(sparse: bool) -> tuple[np.ndarray, torch.Tensor]:
-        one = trainer(config(recipe="smart-bregman", cycles=3, fused=True))
-        word, seen = one.model.bert.embeddings.word, []
         if not sparse:
             monkeypatch.setattr("smartcs.training.trainer.get_backend", lambda: "reference")
+        one = trainer(config(recipe="smart-bregman", cycles=3, fused=True))
+        word, seen = one.model.bert.embeddings.word, []
         word.weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.is_sparse))
         found = losses(one)
         assert seen and set(seen) == {sparse} and not word.sparse
