@@ -6,10 +6,16 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+_LOOK = 1.0  # seconds between two looks at whether the thread is alive
+
+
+class WorkerError(RuntimeError):
+    """The thread that makes the items has been ended from outside."""
 
 
 class Prefetcher(Iterator[Item], Generic[Item]):
@@ -27,6 +33,7 @@ class Prefetcher(Iterator[Item], Generic[Item]):
     Raises:
         ValueError: `ahead` is out of range.
         RuntimeError: the next item is asked for in a fork of the process, where the thread is not.
+        WorkerError: the next item is asked for and will not come.
     """
 
     def __init__(self, items: Iterable[Item], ahead: int = 2) -> None:
@@ -44,7 +51,7 @@ class Prefetcher(Iterator[Item], Generic[Item]):
             target=_make, args=(items, self._ready, self._room, stop), name="smartcs-prefetch", daemon=True
         )
         thread.start()
-        self._process = os.getpid()
+        self._process, self._thread = os.getpid(), thread
         self._finalizer = weakref.finalize(self, _end, thread, self._room, stop)
 
     def __next__(self) -> Item:
@@ -54,12 +61,22 @@ class Prefetcher(Iterator[Item], Generic[Item]):
             raise RuntimeError(
                 f"Prefetcher: its thread is in process {self._process}, expected no call from {os.getpid()}, a fork"
             )
-        item = self._ready.get()
+        item = self._wait()
         if isinstance(item, tuple):
             self._room.put(None)
             return item[0]
         self.close()
+        if not isinstance(item, Exception):  # SystemExit or the like, which is not this thread's
+            raise WorkerError(f"the thread that prepares batches has been ended by {type(item).__name__}") from item
         raise item
+
+    def _wait(self) -> tuple[Item] | BaseException:
+        while True:
+            try:
+                return self._ready.get(timeout=_LOOK)
+            except Empty:
+                if not self._thread.is_alive() and self._ready.empty():
+                    return WorkerError("the thread that prepares batches has died")
 
     def close(self) -> None:
         """Stops the thread and waits for it; there are no more items then. May be called again."""

@@ -15,7 +15,7 @@ from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder
 from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.trainer import Trainer
 
 

@@ -26,7 +26,7 @@ from smartcs.training.interrupt import stop_on_signals
 from smartcs.training.memory import keep_freed_memory
 from smartcs.training.pretrain_run import pretrain_run
 from smartcs.training.run import train
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 
 Say = Callable[[str], None]
 _POLL = 1.0  # seconds

@@ -240,8 +240,9 @@ def adamw_reference(
         norm = _norm(grads)
         if not math.isfinite(norm):
             return norm
-        scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
-        grads = [grad * scale.to(grad) for grad in grads]
+        if max_grad_norm < math.inf:
+            scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1)
+            grads = [grad * scale.to(grad) for grad in grads]
     # torch's fused kernel is the fastest there is where ours is not.
     fused = get_backend() == "fused"
 

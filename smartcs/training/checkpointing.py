@@ -46,6 +46,15 @@ class Checkpointer:
         self.last: Checkpoint | None = None
         self.seconds = 0.0
 
+    def advice(self) -> str:
+        """For people: how to go on after the run has ended."""
+        if self.last is None:
+            return "there is no checkpoint to go on from"
+        return (
+            f"to go on from step {self.last.step}: python -m smartcs.train --resume {self._run}\n"
+            f"or anew from its weights, with other settings: python -m smartcs.train --model {self.last.folder} ..."
+        )
+
     def due(self, step: int) -> bool:
         """Whether the interval ends with this step of the run."""
         return bool(self._config.checkpoint_every) and step % self._config.checkpoint_every == 0

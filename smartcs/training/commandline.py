@@ -1,7 +1,7 @@
 """What the commands share: errors as one line on stderr, and exit codes.
 
-0: done. 1: training diverged, or reading or writing failed on the way. 2: something the user gave cannot be
-used. 128 + signal number (130 for Ctrl-C): stopped, results so far are saved.
+0: done. 1: training diverged, memory ran out, or reading or writing failed on the way. 2: something the user gave
+cannot be used. 128 + signal number (130 for Ctrl-C): stopped, results so far are saved.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 from smartcs._interrupt import INTERRUPTED, interrupt_as_usual
 from smartcs.data.examples import DataError
-from smartcs.model.files import CheckpointError, ModelSourceError
+from smartcs.data.prefetch import WorkerError
+from smartcs.model.files import CheckpointError, ModelSourceError, first_line
 from smartcs.training.distributed import PeerError
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.out_of_memory import OutOfMemory, is_out_of_memory
+from smartcs.training.skipping import NonFiniteLossError
 
 
 def run_command(command: Callable[[], int]) -> None:
@@ -29,8 +31,12 @@ def run_command(command: Callable[[], int]) -> None:
         code = _report(error, 2)
     except BrokenPipeError:
         code = 1  # the reader of a pipe, such as head, has seen enough
-    except (NonFiniteLossError, OSError, PeerError) as error:
+    except (NonFiniteLossError, OSError, OutOfMemory, PeerError, WorkerError) as error:
         code = _report(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _report(f"out of memory ({first_line(error)})", 1)
     except KeyboardInterrupt:
         code = _report("interrupted", INTERRUPTED)
     try:

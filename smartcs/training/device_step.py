@@ -11,6 +11,7 @@ function runs on the same inputs, so its numbers are the same.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -175,7 +176,7 @@ class DeviceStep:
             packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
             output = self._run(task, shapes, slices).tolist()
         self._weights_changed(shapes[0])
-        if anchor is not None:
+        if anchor is not None and math.isfinite(output[-1]):
             anchor.moved()
         if len(slices) * self.ranks.size > 1:
             return *weighted_means([output[:-1]]), output[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ class EpochLosses:
 
     def add(self, step: Step) -> None:
         """Counts one step."""
-        if math.isfinite(step.loss):
+        if not step.skipped:
             self._sums[step.task] += step.loss
             self._counts[step.task] += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 
 from smartcs.data.encode import EncodedTask
+from smartcs.data.masking import MaskedTask
 from smartcs.model.multitask import MultitaskBert
 from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.metrics import METRICS, metric, predictions, score, task_loss
+from smartcs.training.out_of_memory import telling_what_needs_less
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,9 @@ def evaluate(
         progress: called after every batch with the number of examples done and in all; it may raise to stop, on all
             ranks.
         ranks: those that evaluate the same model together.
+
+    Raises:
+        OutOfMemory: names the batch and the setting that needs less.
     """
     total, done = sum(len(task) for task in split.values()), 0
     result = Evaluation({}, {}, {}, {name: len(task) for name, task in split.items()})
@@ -68,7 +74,7 @@ def evaluate(
             output = torch.zeros((len(order), *model.output_shape(name)), dtype=dtype)
             for own, dealt in ranks.rounds(batches):
                 for rows in own:
-                    with torch.inference_mode():
+                    with torch.inference_mode(), needs_less(name, rows, encoded):
                         output[torch.from_numpy(rows)] = model(name, encoded.batch(rows)[0].to(device)).cpu()
                 ranks.exchange().wait()
                 if progress is not None:
@@ -80,6 +86,18 @@ def evaluate(
     if len(result.figures) == len(METRICS):
         result.figures["score"] = score(result.figures)
     return result
+
+
+def needs_less(name: str, rows: np.ndarray, encoded: EncodedTask | MaskedTask) -> AbstractContextManager[None]:
+    """Within the block, too little memory for evaluating these examples is an `OutOfMemory` that says what to lower."""
+
+    def describe() -> str:
+        return (
+            f"evaluating {len(rows)} {name} examples of up to {encoded.lengths[rows].max()} word pieces: "
+            "lower --eval-batch-size, or --max-length"
+        )
+
+    return telling_what_needs_less(describe)
 
 
 def _add_task(result: Evaluation, name: str, encoded: EncodedTask, output: torch.Tensor) -> None:

@@ -29,7 +29,7 @@ from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model
 from smartcs.training.run import RunResult
 from smartcs.training.run_folder import LossLog, choose_folder, clear_folder, refuse_own_model, write_metrics
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (

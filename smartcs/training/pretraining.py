@@ -5,6 +5,7 @@ Source: the SMARTCS paper, sections 4 and 5.2. `Pretrainer` takes the steps, `pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from smartcs.model.mlm import MaskedLanguageModel, masked_loss
 from smartcs.ops.random import DropoutKey
 from smartcs.training.checks import task_names
 from smartcs.training.distributed import ALONE, Ranks
+from smartcs.training.evaluation import needs_less
 from smartcs.training.interrupt import Stopped, StopRequest
 from smartcs.training.optim import AdamW
 from smartcs.training.plan import describe_batches
@@ -62,6 +64,7 @@ class Pretrainer(StepLoop[Masked]):
         eval_batch_size: sequences per batch when evaluating; changes speed only.
         ranks: the processes that train the encoder together; the first one's weights count.
         accumulate: slices of `batch_sizes` per rank and step.
+        max_skipped: see `StepLoop`.
 
     Raises:
         ValueError: `settings` has a value out of range.
@@ -87,6 +90,7 @@ class Pretrainer(StepLoop[Masked]):
         eval_batch_size: int = 64,
         ranks: Ranks = ALONE,
         accumulate: int = 1,
+        max_skipped: int = 1,
     ) -> None:
         settings.validate()
         names = task_names(settings.tasks)
@@ -105,7 +109,8 @@ class Pretrainer(StepLoop[Masked]):
             torch.default_generator.manual_seed(seed)  # and no GPU's
             self.model = MaskedLanguageModel(bert, settings.head)
         ranks.copy_first(self.model)
-        optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate)
+        # A step is told by its norm to change nothing.
+        optimizer = AdamW(self.model.parameters(), lr=settings.learning_rate, max_grad_norm=math.inf)
         sampler = RoundRobinSampler(
             {name: len(task) for name, task in data.items()},
             {name: ranks.size * accumulate * size for name, size in self.batch_sizes.items()},
@@ -114,7 +119,14 @@ class Pretrainer(StepLoop[Masked]):
         )
         averaged = ranks.averaging(_MaskedLoss(self.model))
         super().__init__(
-            data, sampler, optimizer, settings.learning_rate, averaged=averaged, ranks=ranks, accumulate=accumulate
+            data,
+            sampler,
+            optimizer,
+            settings.learning_rate,
+            averaged=averaged,
+            ranks=ranks,
+            accumulate=accumulate,
+            max_skipped=max_skipped,
         )
         self.device = next(bert.parameters()).device
         self.hidden = 0
@@ -164,8 +176,8 @@ class Pretrainer(StepLoop[Masked]):
             sums = torch.zeros(len(batches), 3, dtype=torch.float64)  # of the losses, right and hidden tokens
             for own, dealt in self.ranks.rounds(range(len(batches))):
                 for number in own:
-                    batch, positions, targets = task.batch(batches[number]).to(self.device)
-                    with torch.inference_mode():
+                    with torch.inference_mode(), needs_less(name, batches[number], task):
+                        batch, positions, targets = task.batch(batches[number]).to(self.device)
                         logits = self.model(batch, positions)
                         loss = masked_loss(logits, targets).item() * len(targets)
                         right = int((logits.argmax(dim=-1) == targets).sum())
@@ -199,6 +211,7 @@ class Pretrainer(StepLoop[Masked]):
             "steps": self.step,
             "cycles_per_epoch": self.sampler.cycles,
             "steps_per_epoch": self.sampler.steps_per_epoch,
+            "skipped_steps": dict(self.skips.counts),
             "tokens": self.tokens,
             "hidden_tokens": self.hidden,
             "seconds_by_part": self.seconds_by_part(),

@@ -48,7 +48,9 @@ class Progress:
         self._shown = perf_counter()
 
     def step(self, step: Step) -> None:
-        """Counts one optimizer step."""
+        """Counts one optimizer step, and says so where it was skipped."""
+        if step.skipped:
+            self.say(f"warning: a step was skipped: {step.skipped}")
         self._recent.append(step)
         self._steps[step.task] -= 1
         self._seconds[step.task].append(step.seconds)
@@ -103,7 +105,8 @@ class Progress:
         """The mean loss of each task over the last steps."""
         by_task: dict[str, list[float]] = {task: [] for task in TASKS}
         for step in self._recent:
-            by_task[step.task].append(step.loss)
+            if not step.skipped:
+                by_task[step.task].append(step.loss)
         means = {task: sum(values) / len(values) for task, values in by_task.items() if values}
         return " ".join(f"{task} {mean:.3f}" for task, mean in means.items())
 

@@ -123,6 +123,7 @@ class Record:
             "analysis": self._analysis(inputs),
             "steps": trainer.step,
             "cycles_per_epoch": trainer.sampler.cycles,
+            "skipped_steps": dict(trainer.skips.counts),
             "tokens": trainer.tokens,
             "seconds_by_part": trainer.seconds_by_part(),
             "seconds_total": self.seconds,

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from smartcs import info
+from smartcs.data.prefetch import WorkerError
 from smartcs.model.files import read_json
 from smartcs.model.multitask import MultitaskBert
 from smartcs.ops.backend import backend
@@ -25,6 +26,7 @@ from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.inputs import Inputs
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
 from smartcs.training.launch import launched
+from smartcs.training.out_of_memory import OutOfMemory
 from smartcs.training.plan import describe_plan
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress, watch
@@ -40,7 +42,7 @@ from smartcs.training.run_folder import (
     start_folder,
     stored_config,
 )
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.tables import closing_lines, figures_line, figures_table
 from smartcs.training.trainer import Trainer
 from smartcs.training.written import Written
@@ -80,6 +82,7 @@ def train(config: TrainConfig, console: Console | None = None, resumed: Resumpti
         DataError, ModelSourceError, CheckpointError: nothing has been written then.
         PeerError: another process of the run has ended.
         NonFiniteLossError: training diverged; the weights of the best epoch so far and metrics.json are in the folder.
+        OutOfMemory, WorkerError, OSError: on the way. Files that were written are whole, as is the last checkpoint.
     """
     with backend("fused" if config.fused else "reference"):
         device = choose_device(config.device)
@@ -142,8 +145,10 @@ class _Run:
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
-            except NonFiniteLossError:
-                self.written.metrics(self._metrics(finished=True, diverged=True))
+            except (NonFiniteLossError, OutOfMemory, WorkerError, OSError) as error:
+                if isinstance(error, NonFiniteLossError):
+                    self.written.metrics(self._metrics(finished=True, diverged=True))
+                self._say(self.checkpoints.advice())
                 raise
         metrics = self._metrics(finished=True, interrupted=bool(stop))
         self.written.metrics(metrics)
@@ -177,6 +182,7 @@ class _Run:
             eval_batch_size=config.eval_batch_size,
             ranks=self.ranks,
             accumulate=config.accumulate,
+            max_skipped=config.max_skipped_steps,
         )
 
     def _make_trainer(self) -> Trainer:
@@ -236,14 +242,20 @@ class _Run:
                         raise Stopped
                     if not trainer.sampler.epoch_over:
                         self._after_step()
-                report = watch(progress, "dev", stop)
-                evaluation = evaluate(self.model, dev, config.eval_batch_size, report, self.ranks)
+                evaluation = self._evaluate(self.model, "dev", progress, stop)
                 self._end_of_epoch(evaluation, progress)
             if test:
                 model = self.model if record.best_epoch == config.epochs else self.written.best(self.model)
-                report = watch(progress, "test", stop)
-                record.test = evaluate(model, test, config.eval_batch_size, report, self.ranks)
+                record.test = self._evaluate(model, "test", progress, stop)
                 self.written.predictions("test", test, record.test)
+
+    def _evaluate(self, model: MultitaskBert, split: str, progress: Progress, stop: StopRequest) -> Evaluation:
+        report, batch_size = watch(progress, split, stop), self.config.eval_batch_size
+        try:
+            return evaluate(model, self.inputs.encoded[split], batch_size, report, self.ranks)
+        except OutOfMemory:
+            self._save_checkpoint()  # the epoch's steps are over, and may be gone on from with smaller batches
+            raise
 
     def _end_of_epoch(self, evaluation: Evaluation, progress: Progress) -> None:
         record, trainer = self.record, self.trainer
@@ -309,13 +321,8 @@ class _Run:
         assert stop.signal is not None
         self._say(
             f"stopped by {signal.Signals(stop.signal).name} {where}after step {step} of {total}: "
-            f"the weights {which} are in {self.folder}{self._how_to_go_on()}"
+            f"the weights {which} are in {self.folder}\n{self.checkpoints.advice()}"
         )
-
-    def _how_to_go_on(self) -> str:
-        if self.checkpoints.last is None:
-            return ""
-        return f"; to go on from step {self.checkpoints.last.step}: python -m smartcs.train --resume {self.folder}"
 
     def _metrics(self, *, finished: bool, interrupted: bool = False, diverged: bool = False) -> dict[str, Any]:
         return {

@@ -62,7 +62,7 @@ _RUN_FILES = (
     *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
 )
 
-_COLUMNS = ("step", "epoch", "task", "loss", "tokens", "smart", "alignment", "perturbation", "bregman")
+_COLUMNS = ("step", "epoch", "task", "loss", "tokens", "smart", "alignment", "perturbation", "bregman", "skipped")
 
 
 def choose_folder(output: str | None, overwrite: bool, default: str = "runs/train") -> Path:
@@ -198,9 +198,12 @@ class LossLog:
             self._file.write(f"{','.join(_COLUMNS)}\n")
 
     def add(self, step: Step) -> None:
-        """Adds a line; nine digits name a float32 exactly. A term that the step did not have stays empty."""
+        """Adds a line; nine digits name a float32 exactly. A term that the step did not have stays empty, and the last
+        column is 1 where it was skipped.
+        """
         others = ",".join("" if term is None else f"{term:.9g}" for term in step.terms().values())
-        self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens},{others}\n")
+        skipped = 1 if step.skipped else ""
+        self._file.write(f"{step.step},{step.epoch},{step.task},{step.loss:.9g},{step.tokens},{others},{skipped}\n")
         if step.step % self._tasks == 0:
             self.flush()
 

@@ -81,6 +81,7 @@ def _loop_state(loop: StepLoop[Any]) -> dict[str, Any]:
         "background_seconds": loop.background_seconds,
         "sampler": loop.sampler.state_dict(),
         "losses": loop.losses.state_dict(),
+        "skips": loop.skips.state_dict(),
     }
 
 
@@ -91,3 +92,4 @@ def _load_loop_state(loop: StepLoop[Any], state: Mapping[str, Any]) -> None:
     loop.background_seconds = float(state["background_seconds"])
     loop.sampler.load_state_dict(state["sampler"])
     loop.losses.load_state_dict(state["losses"])
+    loop.skips.load_state_dict(state["skips"])

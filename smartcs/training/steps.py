@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from time import perf_counter, thread_time
 from typing import Generic, NamedTuple, TypeVar
@@ -22,16 +22,14 @@ from smartcs.smart import BregmanAnchor
 from smartcs.training.distributed import ALONE, Ranks, without_averaging
 from smartcs.training.epoch_losses import EpochLosses
 from smartcs.training.optim import AdamW
+from smartcs.training.out_of_memory import telling_what_needs_less
+from smartcs.training.skipping import NonFiniteLossError, NotFinite, Skips, check_loss, check_norm
 
 PARTS = ("data", "forward", "backward", "optimizer")
 DEVICE_PARTS = ("data", "step")  # where the host waits for a step as a whole
 _SHOWN = 5  # examples that an error names before the rest is only counted
 
 Batch = TypeVar("Batch")
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss or its gradient is NaN or infinite; the weights are those before this step's update."""
 
 
 class Loss(NamedTuple):
@@ -58,7 +56,8 @@ class Step(NamedTuple):
     """One optimizer step. `step`, `epoch` and `cycle` (within the epoch) count from 1; before the first cycle, while
     the sampler hands out the largest set alone, `cycle` is 0.
 
-    `loss` is the task's; `smart`, `alignment`, `perturbation` and `bregman` are the other terms of `Loss`.
+    `loss` is the task's; `smart`, `alignment`, `perturbation` and `bregman` are the other terms of `Loss`. Where one of
+    them or the gradient is not finite, `skipped` says which, and on what examples; such a step has changed nothing.
     """
 
     step: int
@@ -68,6 +67,7 @@ class Step(NamedTuple):
     loss: float
     tokens: int
     seconds: float
+    skipped: str = ""
     smart: float | None = None
     alignment: float | None = None
     perturbation: float | None = None
@@ -109,6 +109,7 @@ class StepLoop(ABC, Generic[Batch]):
         ranks: the processes that share the steps.
         accumulate: slices per rank and step.
         averaged: what `Ranks.averaging` has returned; its results are the loss.
+        max_skipped: that many steps of a task in a row that have to be skipped end the run.
 
     Attributes:
         step: optimizer steps taken.
@@ -117,6 +118,7 @@ class StepLoop(ABC, Generic[Batch]):
             on a GPU, step.
         background_seconds: processor time of preparing batches meanwhile.
         losses: of the present epoch; whoever takes the steps adds them, and clears it.
+        skips: the steps that were skipped.
     """
 
     _where = ""  # begins the message of a failure
@@ -132,6 +134,7 @@ class StepLoop(ABC, Generic[Batch]):
         averaged: nn.Module,
         ranks: Ranks = ALONE,
         accumulate: int = 1,
+        max_skipped: int = 1,
     ) -> None:
         self.data, self.sampler, self.optimizer, self.learning_rate = data, sampler, optimizer, learning_rate
         self.ranks, self.accumulate, self.averaged = ranks, accumulate, averaged
@@ -140,6 +143,7 @@ class StepLoop(ABC, Generic[Batch]):
         self.seconds = dict.fromkeys(parts, 0.0)
         self.background_seconds = 0.0
         self.losses = EpochLosses(data)
+        self.skips = Skips(data, max_skipped)
 
     def seconds_by_part(self) -> dict[str, float]:
         """`seconds`, and beside them, since they pass meanwhile, `background_seconds` as "data_background"."""
@@ -148,9 +152,12 @@ class StepLoop(ABC, Generic[Batch]):
     def epoch(self) -> Iterator[Step]:
         """Takes the steps of one epoch, yielding after each.
 
+        A step whose loss or, if the optimizer has a `max_grad_norm`, whose gradient's norm is NaN or infinite is
+        skipped: weights, moments and anchor stay as they are.
+
         Raises:
-            NonFiniteLossError: a loss or, where the optimizer has a `max_grad_norm`, its gradient's norm is NaN or
-                infinite; names the step and the examples.
+            NonFiniteLossError: `max_skipped` steps of a task in a row; names the last one and its examples.
+            OutOfMemory: names the batch and the settings that need less.
         """
         # A resumed epoch began before its first step here.
         epoch, first = self.sampler.epoch + 1, self.step - self.sampler.position
@@ -163,20 +170,27 @@ class StepLoop(ABC, Generic[Batch]):
                 if drawn is None:
                     return
                 task, rows = drawn
-                slices, tokens = next(prepared)
-                times = [begin, perf_counter()]
-
-                try:
-                    _, value, *others = self._take(task, slices, times)
-                except _NotFinite as failure:
-                    raise NonFiniteLossError(self._describe_failure(task, str(failure), epoch, rows)) from None
+                skipped = ""
+                with telling_what_needs_less(partial(self._describe_need, task, rows)):
+                    slices, tokens = next(prepared)
+                    times = [begin, perf_counter()]
+                    try:
+                        numbers = self._take(task, slices, times)
+                        self.skips.taken(task)
+                    except NotFinite as failure:
+                        skipped, numbers = f"the {failure} {self._describe_batch(task, epoch, rows)}", failure.numbers
+                        times += times[-1:] * (1 + len(self.seconds) - len(times))
+                        if self.skips.skipped(task):
+                            raise NonFiniteLossError(self._describe_failure(skipped)) from None
+                del slices
+                _, value, *others = numbers
                 assert value is not None
                 for part, (start, end) in zip(self.seconds, pairwise(times), strict=True):
                     self.seconds[part] += end - start
                 cycle = max(-1, (self.step - first - self.sampler.solo_steps) // len(self.data)) + 1
                 self.step += 1
                 self.tokens += tokens
-                yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, *others)
+                yield Step(self.step, epoch, cycle, task, value, tokens, times[-1] - begin, skipped, *others)
 
     def _take(self, task: str, slices: Sequence[Slice[Batch]], times: list[float]) -> list[float | None]:
         """One step: the terms of its `Loss` as numbers. Appends the time after each of its parts but the first."""
@@ -199,13 +213,12 @@ class StepLoop(ABC, Generic[Batch]):
             self._count(task, numbers, all_finite)
         try:
             check_loss(task, numbers)
-        except _NotFinite:
+        except NotFinite:
             self.optimizer.zero_grad(set_to_none=True)
             raise
         self._update(task)
-        norm = self.optimizer.grad_norm  # the optimizer itself would skip such steps, and so for ever
-        if norm is not None:
-            check_norm(task, norm.item())
+        if self.optimizer.grad_norm is not None:  # where it is not finite, the optimizer has changed nothing
+            check_norm(task, numbers, self.optimizer.grad_norm.item())
         times.append(perf_counter())
         return numbers
 
@@ -272,39 +285,28 @@ class StepLoop(ABC, Generic[Batch]):
         """The anchor that moves with the step on a batch of `task`, if any."""
         return None
 
-    def _describe_failure(self, task: str, what: str, epoch: int, rows: np.ndarray) -> str:
+    def _describe_batch(self, task: str, epoch: int, rows: np.ndarray) -> str:
         ids = ", ".join(self.data[task].ids[row] for row in rows[:_SHOWN])
         if len(rows) > _SHOWN:
             ids += f" and {len(rows) - _SHOWN} more"
+        return f"at step {self.step + 1} (epoch {epoch}) on the examples {ids}"
+
+    def _describe_failure(self, skipped: str) -> str:
+        in_a_row = f", the last of {self.skips.most} in a row" if self.skips.most > 1 else ""
+        return f"{self._where}{skipped}{in_a_row}; the learning rate is {self.learning_rate:g}, a lower one may help"
+
+    def _describe_need(self, task: str, rows: np.ndarray) -> str:
+        longest = int(np.diff(self.data[task].offsets)[rows].max())
+        size = len(rows) // (self.ranks.size * self.accumulate)
         return (
-            f"{self._where}the {what} at step {self.step + 1} (epoch {epoch}) on the examples {ids}; "
-            f"the learning rate is {self.learning_rate:g}, a lower one may help"
+            f"{self._where}at step {self.step + 1}, a batch of {size} {task} examples of up to {longest} word pieces: "
+            f"lower --batch-{task} (with a higher --accumulate for steps of the same size), or --max-length"
         )
-
-
-class _NotFinite(Exception):
-    """Which number of a step is not."""
 
 
 def backward(total: Tensor, weight: float) -> None:
     """Adds the gradients of a slice's loss, by its weight."""
     (total if weight == 1 else total * weight).backward()
-
-
-def check_loss(task: str, numbers: list[float | None]) -> None:
-    """Ends the step unless the total and the task's loss, the first of a `Loss`'s terms, are finite."""
-    total, value = numbers[:2]
-    assert total is not None and value is not None
-    if not math.isfinite(value):
-        raise _NotFinite(f"{task} loss is {value}")
-    if not math.isfinite(total):
-        raise _NotFinite(f"{task} loss with its regularisers is {total}")
-
-
-def check_norm(task: str, norm: float) -> None:
-    """The same of the norm of the gradients."""
-    if not math.isfinite(norm):
-        raise _NotFinite(f"{task} gradient's norm is {norm}")
 
 
 def _numbers(terms: Loss) -> list[float | None]:

@@ -49,6 +49,11 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
         f"{clock(metrics['seconds'])} ({metrics['tokens_per_second'] or 0:,.0f} tokens/s), "
         f"{clock(metrics['seconds_total'])} in all"
     ]
+    lines += [
+        f"warning: {count:,} {task} steps were skipped, their loss or gradient was not finite"
+        for task, count in metrics["skipped_steps"].items()
+        if count
+    ]
     for task, figures in (metrics["smart"] or {}).items():
         if figures["fallbacks"]:
             lines.append(

@@ -21,7 +21,8 @@ from smartcs.training.device_step import DeviceStep, Recorder
 from smartcs.training.distributed import ALONE, Ranks
 from smartcs.training.objective import Objective, TaskExamples
 from smartcs.training.optim import AdamW
-from smartcs.training.steps import DEVICE_PARTS, PARTS, Loss, Slice, Step, StepLoop, check_loss, check_norm
+from smartcs.training.skipping import check_loss, check_norm
+from smartcs.training.steps import DEVICE_PARTS, PARTS, Loss, Slice, Step, StepLoop
 
 
 class Trainer(StepLoop[TaskExamples]):
@@ -53,8 +54,8 @@ class Trainer(StepLoop[TaskExamples]):
             model.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            # On a device a step is told to change nothing by its norm, so there always is one.
-            max_grad_norm=config.max_grad_norm or (None if waits else math.inf),
+            # A step is told by its norm to change nothing, so there always is one.
+            max_grad_norm=config.max_grad_norm or math.inf,
         )
         sampler = make_sampler(config, {name: len(task) for name, task in data.items()}, ranks)
         ranks.copy_first(model)  # before the anchor becomes its copy
@@ -71,6 +72,7 @@ class Trainer(StepLoop[TaskExamples]):
             averaged=averaged,
             ranks=ranks,
             accumulate=config.accumulate,
+            max_skipped=config.max_skipped_steps,
         )
         self.config, self.model, self.objective = config, model, objective
         self.device_step = (
@@ -118,7 +120,7 @@ class Trainer(StepLoop[TaskExamples]):
         if not self.whole:
             self._count(task, terms, all_finite)
         check_loss(task, terms)
-        check_norm(task, norm)
+        check_norm(task, terms, norm)
         times.append(perf_counter())
         return terms
 

@@ -1,5 +1,6 @@
 """Items made in the background: the same ones, never too far ahead, and no thread is left behind."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
-from smartcs.data.prefetch import Prefetcher
+from smartcs.data import prefetch as prefetch_module
+from smartcs.data.prefetch import Prefetcher, WorkerError
 
 
 def threads() -> list[threading.Thread]:
@@ -162,3 +165,31 @@ def test_a_process_ends_although_one_is_left_open():
 def test_ahead_is_checked(ahead):
     with pytest.raises(ValueError, match=f"Prefetcher: ahead is {ahead}, expected at least 1"):
         Prefetcher([], ahead)
+
+
+def test_a_thread_that_is_ended_from_outside_is_an_error():
+    """As by an exception that is not an error of making items; the caller is not ended with it."""
+    running = threading.Event()
+
+    def items():
+        yield 1
+        running.set()
+        while True:
+            time.sleep(0.01)
+
+    with closing(Prefetcher(items())) as made:
+        assert next(made) == 1
+        running.wait(10)
+        identity = next(thread.ident for thread in threading.enumerate() if thread.name == "smartcs-prefetch")
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(SystemExit)) == 1
+        with pytest.raises(WorkerError, match="ended by SystemExit"):
+            next(made)
+        assert list(made) == []
+
+
+def test_a_thread_that_has_died_in_silence_is_an_error(monkeypatch):
+    """Nothing that Python does lets it; without the look the caller would wait for ever."""
+    monkeypatch.setattr(prefetch_module, "_make", lambda *_: None)
+    monkeypatch.setattr(prefetch_module, "_LOOK", 0.01)
+    with pytest.raises(WorkerError, match="has died"):
+        next(Prefetcher([1, 2]))

@@ -10,7 +10,7 @@ from smartcs import reproduce
 from smartcs.experiments import running
 from smartcs.experiments.jobs import Options, make_jobs
 from smartcs.experiments.studies import EXPERIMENTS
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.trainer import Trainer
 
 

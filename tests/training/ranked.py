@@ -34,7 +34,8 @@ from smartcs.training.objective import Objective
 from smartcs.training.optim import AdamW
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError, StepLoop
+from smartcs.training.skipping import NonFiniteLossError
+from smartcs.training.steps import StepLoop
 from smartcs.training.trainer import Trainer
 
 TASKS = ("sst", "qqp", "sts")
@@ -67,7 +68,8 @@ def run(case: Case, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What is left on this rank: figures of every step, examples, weights, moments, anchor, dev predictions."""
     slices = ranks.size * case.accumulate
     batches = {f"batch_{task}": case.settings.get(f"batch_{task}", 12) // slices for task in TASKS}
-    config = TrainConfig.from_dict({"report": False, "device": "cpu", **case.settings, **batches})
+    values = {"report": False, "device": "cpu", "max_skipped_steps": 1, **case.settings, **batches}
+    config = TrainConfig.from_dict(values)
     config = replace(config, accumulate=case.accumulate)
     with ExitStack() as stack:
         stack.enter_context(smartcs.backend("fused" if config.fused else "reference"))

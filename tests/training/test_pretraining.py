@@ -19,7 +19,7 @@ from smartcs.training.interrupt import StopRequest
 from smartcs.training.pretrain_config import PretrainConfig
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 
 QUIET = Console(quiet=True)
 

@@ -22,7 +22,7 @@ from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.run import train
 from smartcs.training.run_folder import read_config
 from smartcs.training.setup import encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.trainer import Trainer
 
 WEIGHTS = ("model.safetensors", "heads.safetensors", "config.json", "smartcs.json", "tokenizer.json")
@@ -228,7 +228,7 @@ def test_diverged_run_keeps_its_curve_and_best_weights(config, quiet_train, monk
 
     monkeypatch.setattr(run_module, "evaluate", poisoned)
     monkeypatch.setattr(Trainer, "epoch", epoch)
-    settings = config(epochs=2)
+    settings = config(epochs=2, max_skipped_steps=1)
     with pytest.raises(NonFiniteLossError, match=r"at step 25 \(epoch 2\)"):
         quiet_train(settings)
     folder = run_module.Path(settings.output)

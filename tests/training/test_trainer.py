@@ -14,7 +14,7 @@ from transformers import BertModel as TransformersBert
 import smartcs
 from smartcs.training.metrics import task_loss
 from smartcs.training.setup import build_model, encode_split, load_data
-from smartcs.training.steps import NonFiniteLossError
+from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.trainer import Trainer
 
 
@@ -114,7 +114,7 @@ def test_processes_agree_bit_for_bit(config, quiet_train, tmp_path):
 
 
 def test_non_finite_loss_names_step_task_and_examples(config):
-    one = trainer(config())
+    one = trainer(config(max_skipped_steps=1))
     steps = one.epoch()
     for _ in range(4):
         next(steps)
@@ -128,9 +128,10 @@ def test_non_finite_loss_names_step_task_and_examples(config):
     assert torch.equal(before, one.model.heads["sst_output"].weight)
 
 
-def test_non_finite_gradients_end_the_run(config):
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_non_finite_gradients_end_the_run(config, max_grad_norm):
     """Finite losses, an infinite gradient: AdamW skips the step, which would go on unseen for ever."""
-    one = trainer(config(max_grad_norm=1.0))
+    one = trainer(config(max_grad_norm=max_grad_norm, max_skipped_steps=1))
     steps = one.epoch()
     next(steps)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
