@@ -43,7 +43,7 @@ def run_target(name: str, inputs: int, environment: dict[str, str]) -> dict[str,
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         learned = Path(folder, "corpus")
         learned.mkdir()
-        command = [sys.executable, str(HERE / "coverage.py"), name, f"-runs={inputs}", *LIMITS]
+        command = [sys.executable, str(HERE / "guided.py"), name, f"-runs={inputs}", *LIMITS]
         command += [f"-artifact_prefix={folder}/", str(learned), str(CORPUS / name)]
         begun = time.monotonic()
         answer = subprocess.run(
@@ -74,10 +74,10 @@ def keep(folder: Path, artifact: Path) -> str:
 
 
 def run_ops(inputs: int, environment: dict[str, str]) -> dict[str, Any]:
-    """The ops, by ops.py, which notices by itself where its process dies."""
+    """The ops, by op_calls.py, which notices by itself where its process dies."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        command = [sys.executable, str(HERE / "ops.py"), "--inputs", str(inputs), "--result", str(result)]
+        command = [sys.executable, str(HERE / "op_calls.py"), "--inputs", str(inputs), "--result", str(result)]
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
         if answer.returncode != 0:
             print(answer.stdout[-3000:], answer.stderr[-3000:], file=sys.stderr)

@@ -3,7 +3,7 @@
 A target returns where the bytes are read or refused as they should be. Refused means one of the classes named with the
 target, with a message. Read means that what came back fits its promise, which the target checks: an assertion, any
 other exception, a crash or a hang is a finding. The same functions run under hypothesis (test_readers.py) and under a
-coverage-guided fuzzer (coverage.py).
+coverage-guided fuzzer (guided.py).
 
 The first byte of an input says what the rest is: whole file contents as they are, or (odd) changes made to a valid
 file, so that inputs get past the parsers too.

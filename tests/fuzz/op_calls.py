@@ -4,8 +4,8 @@ Every input is made from its number alone (op_inputs.py). A worker process runs 
 each before it runs it; where a worker dies, or spends longer than its limit on one input, the number it was at is a
 finding, and another worker goes on behind it.
 
-    python tests/fuzz/ops.py --inputs 50000
-    python tests/fuzz/ops.py --show 1234       that input alone, in this process
+    python tests/fuzz/op_calls.py --inputs 50000
+    python tests/fuzz/op_calls.py --show 1234       that input alone, in this process
 """
 
 import argparse
