@@ -132,13 +132,13 @@ def check_product() -> None:
 def check_kernels() -> None:
     table, statistics = ROWS * C * 4, 2 * ROWS * 4
     forward = first("add_layer_norm_fwd")
-    assert moved(forward) == [4 * table + 3 * C * 4 + statistics + 8] == [988_936]
+    assert moved(forward) == [4 * table + 3 * C * 4 + statistics + 16] == [988_944]
     full = next(c for c in calls("baseline", "fp32", "sst") if c.name == "smartcs::add_layer_norm_bwd")
     partial = 3 * 20 * C * 4
-    assert moved(full) == [4 * table + statistics + C * 4 + 8 + partial, partial + 3 * C * 4] == [1_078_024, 96_768]
+    assert moved(full) == [4 * table + statistics + C * 4 + 16 + partial, partial + 3 * C * 4] == [1_078_032, 96_768]
     (attention,) = launches(first("attention_fwd"), filled_lengths("sst"))
     squares = sum(n * n for n in (34, 21, 17, 39, 12, 27, 10))
-    assert attention.bytes == 4 * table + ROWS * HEADS * 4 + 8 * 4 + 8 == 990_760
+    assert attention.bytes == 4 * table + ROWS * HEADS * 4 + 8 * 4 + 16 == 990_768
     assert attention.operations == 4 * C * squares == 6_727_680
     layer = 3 * C * (C + 1) + C * (C + 1) + INNER * (C + 1) + C * (INNER + 1) + 4 * C
     parameters = (WORDS + 512 + 2) * C + 2 * C + LAYERS * layer + C * (C + 1) + C + 1
