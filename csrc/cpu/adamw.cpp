@@ -187,11 +187,12 @@ at::Tensor adamw_step(at::TensorList params, const OptionalTensors& grads, const
   TORCH_CHECK_VALUE(!max_grad_norm.has_value() || *max_grad_norm > 0, kOp, ": max_grad_norm is ",
                     max_grad_norm.value_or(0), ", expected a positive number");
   std::vector<Task> tasks;
+  tasks.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) tasks.push_back(task_of(lists, i, now.anchor_weight));
   // Everything is checked. Gradients are read before anything is written.
   for (size_t i = 0; i < tasks.size(); ++i) {
-    if (const auto rows = lists.rows(i); rows.has_value() && tasks[i].row_flags != nullptr) {
-      const std::optional<at::Tensor> values = grads[i];
+    const std::optional<at::Tensor> values = grads[i], rows = lists.rows(i);
+    if (values.has_value() && rows.has_value() && tasks[i].row_flags != nullptr) {
       tasks[i].sparse = adamw::coalesced(tasks[i], *values, *rows, params[i].size(0));
     }
   }

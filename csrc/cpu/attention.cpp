@@ -33,8 +33,10 @@ AttentionShape checked_shape(const at::Tensor& qkv, const at::Tensor& cu_seqlens
 template <class Kernel, class Args>
 void run(Kernel kernel, const Args& args, int64_t scratch_bytes) {
   const AttentionShape& shape = args.shape;
+  if (shape.max_seqlen == 0) return;  // of no tokens there may be more heads than can be counted through
   // 4 D multiply-adds per score and pass; a long-sequence item is a task of its own.
-  const int64_t elements = shape.max_seqlen * shape.max_seqlen * shape.head_size / 4;
+  const int64_t length = std::min<int64_t>(shape.max_seqlen, 1 << 15);
+  const int64_t elements = length * length * std::min<int64_t>(shape.head_size, 1 << 15) / 4;
   at::parallel_for(0, shape.heads * shape.batch, grain(elements), [&](int64_t begin, int64_t end) {
     const auto memory = scratch(scratch_bytes);
     kernel(args, memory.get(), begin, end);

@@ -38,8 +38,13 @@ void check_result_dtype(at::ScalarType dtype, const char* op, const char* name) 
               ", expected float32 or bfloat16");
 }
 
+// Beyond it the elements of a packed weight would not fit 64 bits; no side of a matrix comes near.
+constexpr int64_t kMaxSide = int64_t{1} << 28;
+
 void check_packed(const at::Tensor& packed, int64_t depth, int64_t columns, const char* op, const char* name) {
   check_cpu_contiguous(packed, op, name);
+  TORCH_CHECK(depth <= kMaxSide && columns <= kMaxSide, op, ": a product of ", depth, " inputs and ", columns,
+              " outputs, expected at most ", kMaxSide, " of each");
   const int64_t wanted = packed_elements(depth, columns);
   TORCH_CHECK(is_low(packed) && packed.dim() == 1 && packed.numel() == wanted, op, ": ", name, " is ",
               packed.scalar_type(), " of shape ", packed.sizes(), ", expected bfloat16 of shape [", wanted,
@@ -120,6 +125,7 @@ Rows left_operand(const Bf16Engine& engine, const at::Tensor& x, uint16_t* memor
   const int64_t rows = x.size(0), columns = x.size(1), stride = padded_depth(columns);
   if (is_low(x) && stride == columns) return {const_bits(x), stride};
   Rows operand{memory, stride};
+  if (columns == 0) return operand;  // and any number of rows
   if (memory == nullptr) {
     operand.memory = low_scratch(rows * stride);
     memory = static_cast<uint16_t*>(operand.memory.get());
@@ -140,6 +146,8 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed) {
   check_cpu_contiguous(weight, kPack, "weight");
   TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, kPack, ": weight is ", weight.scalar_type(),
               " of shape ", weight.sizes(), ", expected float32 of shape (C_out, C_in)");
+  TORCH_CHECK(weight.size(0) <= kMaxSide && weight.size(1) <= kMaxSide, kPack, ": weight has shape ", weight.sizes(),
+              ", expected at most ", kMaxSide, " on a side");
   const Bf16Engine engine = bf16_engine();
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
   const int64_t depth = transposed ? outputs : inputs, columns = transposed ? inputs : outputs;
@@ -174,7 +182,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bf16_fwd(const at::Tensor&
   result.gelu = gelu;
   if (gelu && keep_z) result.z = bits(z);
   const Rows a = left_operand(engine, x, shared ? bits(x_low) : nullptr);
-  if (copy && !shared) {
+  if (copy && !shared && inputs > 0) {
     for (int64_t row = 0; row < rows; ++row) std::copy_n(a.data + row * a.stride, inputs, bits(x_low) + row * inputs);
   }
   multiply(engine, a, rows, const_bits(packed), inputs, result);
@@ -226,7 +234,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bf16_bwd(
     turned.memory = low_scratch(outputs * turned.stride);
     turned.data = args.turned = static_cast<uint16_t*>(turned.memory.get());
   }
-  if (args.low != nullptr || args.turned != nullptr || need_bias) {
+  if (outputs > 0 && (args.low != nullptr || args.turned != nullptr || need_bias)) {
     at::parallel_for(0, blocks, grain(outputs * kDepthStep),
                      [&](int64_t begin, int64_t end) { engine.kernels->gradient[is_low(grad_y)](args, begin, end); });
   }
@@ -234,7 +242,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bf16_bwd(
   if (need_x) multiply(engine, low, rows, const_bits(*packed_t), outputs, grad_x);
   low.memory.reset();
   Result grad_weight{need_weight ? empty({outputs, inputs}, at::kFloat) : empty({0}, at::kFloat)};
-  if (need_weight) {
+  if (need_weight && grad_weight.y.numel() > 0) {
     const auto packed = low_scratch(packed_elements(rows, inputs));
     uint16_t* x = static_cast<uint16_t*>(packed.get());
     at::parallel_for(0, blocks, grain(inputs * kDepthStep), [&](int64_t begin, int64_t end) {

@@ -18,6 +18,7 @@ at::Tensor bias_gelu_fwd(const at::Tensor& x, const std::optional<at::Tensor>& b
   check(x, bias);
   const Storage storage = storage_of(x, kOp);
   at::Tensor y = empty(x.sizes(), x.scalar_type());
+  if (y.numel() == 0) return y;  // of no columns there may be more rows than can be counted through
   const BiasGeluForward args{x.size(1), x.const_data_ptr(), data_or_null(bias), y.data_ptr()};
   const auto kernel = bias_gelu_kernels().forward[storage];
   at::parallel_for(0, x.size(0), grain(x.size(1)), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -33,6 +34,7 @@ std::tuple<at::Tensor, at::Tensor> bias_gelu_bwd(const at::Tensor& grad_y, const
   const BiasGeluKernels& kernels = bias_gelu_kernels();
   const int64_t rows = x.size(0), columns = x.size(1), count = ceil_div(rows, kernels.rows_per_partial);
   at::Tensor grad_x = empty(x.sizes(), dtype);
+  if (columns == 0) return {grad_x, empty({0}, dtype)};
   at::Tensor partials = empty({bias_grad ? count : 0, columns}, compute_type(x));
   const BiasGeluBackward args{rows,
                               columns,

@@ -65,10 +65,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> embedding_fwd(
   return {y, h, mean, rstd};
 }
 
+constexpr int64_t kMaxElements = int64_t{1} << 48;
+
 // Zeros that cost nothing where they are never written: fresh pages of the operating system's are zero already, while
 // filling them would touch every one.
 at::Tensor zeros(int64_t rows, int64_t columns, at::ScalarType dtype) {
   constexpr size_t kAlignment = 64;
+  TORCH_CHECK(rows <= kMaxElements / columns, kOp, ": a gradient of ", rows, " rows and ", columns,
+              " columns is larger than any memory");
   const size_t bytes = static_cast<size_t>(rows * columns) * c10::elementSize(dtype);
   void* memory = std::calloc(bytes + kAlignment, 1);
   TORCH_CHECK(memory != nullptr, kOp, ": out of memory for a gradient of ", bytes, " bytes");
@@ -105,6 +109,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_like(mean, compute_type(h), {tokens}, kOp, "mean");
   check_like(rstd, compute_type(h), {tokens}, kOp, "rstd");
   check_like(weight, dtype, {columns}, kOp, "weight");
+  TORCH_CHECK(words >= 0 && token_types >= 0 && positions >= 0, kOp, ": tables have ", words, ", ", token_types,
+              " and ", positions, " rows, expected no negative number");
   const int64_t* input = checked_ids(input_ids, tokens, words, "input_ids");
   const int64_t* type = checked_ids(token_type_ids, tokens, token_types, "token_type_ids");
   const int64_t* place = checked_ids(position_ids, tokens, positions, "position_ids");

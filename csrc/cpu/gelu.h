@@ -16,9 +16,9 @@ SMARTCS_INLINE Vec<float> bell_of(Vec<float> z) {
   const Vec<float> x = z * z * -0.5f;
   Vec<float> shifted;
   const Vec<float> y = exp_of_rest(x, shifted);
-  Vec<int32_t> bits;
+  Vec<uint32_t> bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3F800000;  // the bits of 1.5 * 2^23 leave on the left
+  bits = (bits << 23) + 0x3F800000u;  // the bits of 1.5 * 2^23 leave on the left
   Vec<float> scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return x < -87.3365448f ? Vec<float>{} : y * scale;

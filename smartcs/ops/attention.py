@@ -66,6 +66,8 @@ def attention(
     if scale is None:
         scale = 1.0 / math.sqrt(qkv.shape[-1])
     check_number("attention", "scale", scale)
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"attention: scale is {scale}, expected a finite number")
     implementation = _Attention.apply if use_fused("attention", qkv) else attention_reference
     return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, counter_offset)
 
@@ -84,6 +86,7 @@ def attention_reference(
     tokens, _, heads, _ = qkv.shape
     if not torch.compiler.is_compiling():
         _check_lengths(cu_seqlens, max_seqlen, tokens)
+        max_seqlen = min(max_seqlen, tokens)  # a larger one would only make the padded copy larger
     if tokens == 0:
         return qkv[:, 0]
     lengths = cu_seqlens.diff().long()
