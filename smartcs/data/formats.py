@@ -9,11 +9,12 @@ does, and so a quote that is never closed costs its own row and not the rows bel
 
 Per row (skipped, counted and named by file and line; with ``strict=True`` all of them together an error):
 another number of columns than the header, a quote that is not closed or is followed by more text, a blank
-line between rows, a NUL byte, an empty id or sentence, a label that is missing or not a number.
+line between rows, a NUL byte, an empty id or sentence, a label that is missing or not a number, a line of more than
+LINE_CHARACTERS.
 
-Per file (`DataError` at once): folder or file missing, empty, header only, not UTF-8, another delimiter, a
-column missing from the header, more than half of the rows malformed, and a label that is a number outside
-the task's range: such a file uses another scale, so its other labels cannot be trusted either.
+Per file (`DataError` at once): folder or file missing, empty, header only, more than FILE_BYTES or FILE_LINES, not
+UTF-8, another delimiter, a column missing from the header, more than half of the rows malformed, and a label that is a
+number outside the task's range: such a file uses another scale, so its other labels cannot be trusted either.
 
 Harmless: a byte order mark, CRLF line ends, blank lines at the end, repeated ids, columns in another order,
 columns that no task reads. The test split needs no labels: `Examples.labels` is None where the label column
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smartcs._reading import MIB, read_bounded
 from smartcs.data.examples import SPLITS, TASKS, DataError, DataFolder, Examples, SkippedRow, TaskSpec, Text
 
 __all__ = [
@@ -44,7 +46,11 @@ __all__ = [
     "save_folder",
 ]
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.IGNORECASE)
+FILE_BYTES = 256 * MIB  # the 400,000 pairs of the whole Quora set are 60 MB
+FILE_LINES = 2_000_000
+LINE_CHARACTERS = 100_000  # no encoder takes a hundredth of that
+_LABEL_CHARACTERS = 40
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.IGNORECASE)
 _SHOWN = 5  # rows named in a message before the rest is only counted
 
 
@@ -131,7 +137,8 @@ def load_file(path: str | Path, task: TaskSpec, *, labels_optional: bool = False
             skipped.append(SkippedRow(str(file), number, problem))
             continue
         if label_column is not None:
-            label = float(row[label_column])
+            # strip() takes more for white space than float() does, such as the separators U+001C to U+001F.
+            label = float(row[label_column].strip())
             if not 0 <= label <= task.high or (task.integral and label != int(label)):
                 raise DataError(
                     f"{file}, line {number}: {task.label_column} is {row[label_column].strip()!r}, "
@@ -205,9 +212,11 @@ def _find_file(folder: Path, task: TaskSpec, split: str) -> Path | None:
 def _read_lines(file: Path) -> list[str]:
     """The physical lines without line ends and without blank lines at the end; at least one."""
     try:
-        raw = file.read_bytes()
+        raw = read_bounded(file, FILE_BYTES)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{file}: begins with a UTF-16 byte order mark, expected UTF-8 text")
     try:
@@ -220,6 +229,9 @@ def _read_lines(file: Path) -> list[str]:
             f"{file}, line {line}: byte 0x{raw[at]:02x} at byte offset {at} of the file is not UTF-8 "
             f"({error.reason}), expected UTF-8 text"
         ) from error
+    count = text.count("\n")
+    if count > FILE_LINES:
+        raise DataError(f"{file}: {count} lines, expected at most {FILE_LINES}")
     # Not splitlines(): it also splits at U+2028, U+0085 and others, which may stand inside a sentence.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1].strip():
@@ -231,6 +243,8 @@ def _read_lines(file: Path) -> list[str]:
 
 def _split_line(line: str) -> list[str] | str:
     """The fields of a line, or what is wrong with it."""
+    if len(line) > LINE_CHARACTERS:
+        return f"{len(line)} characters, expected at most {LINE_CHARACTERS}"
     if "\0" in line:
         return "a NUL byte"
     if not line.strip():
@@ -259,7 +273,7 @@ def _find_columns(file: Path, header: list[str], task: TaskSpec, labels_optional
                 f"{file}, line 1: the header is separated by {other!r}, "
                 f"expected tabs between the columns {', '.join(needed)}"
             )
-        found = ", ".join(repr(name[:40]) for name in header)
+        found = _listing([repr(name[:40]) for name in header])
         raise DataError(f"{file}, line 1: column {', '.join(map(repr, missing))} is missing, the header has {found}")
     twice = [name for name in needed if header.count(name) > 1]
     if twice:
@@ -276,7 +290,7 @@ def _check_row(row: list[str], header: list[str], columns: dict[str, int], label
         label = row[label_column].strip()
         if not label:
             problems.append(f"{header[label_column]} is empty")
-        elif not _NUMBER.fullmatch(label):
+        elif len(label) > _LABEL_CHARACTERS or not _NUMBER.fullmatch(label):
             problems.append(f"{header[label_column]} is {label[:40]!r}, not a number")
     # Whoever wrote the file met an unbalanced quote in its own input: the field then begins with that
     # quote, holds the text of the fields behind it, and those are empty.

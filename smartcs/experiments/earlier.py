@@ -10,7 +10,7 @@ from pathlib import Path
 from smartcs.experiments.figures import Experiment
 from smartcs.experiments.jobs import Job, Options, Outcome, find, make_jobs, read_run
 from smartcs.experiments.results import RESULTS
-from smartcs.model.files import read_json
+from smartcs.model.files import damaged, read_json
 
 
 def earlier_runs(experiment: Experiment, jobs: Sequence[Job], options: Options) -> tuple[list[Outcome], list[str]]:
@@ -51,8 +51,10 @@ def _recorded(output: Path) -> dict[tuple[str, int], Path]:
     """Row and seed -> the reproduction's folder, for the runs of the last tables."""
     if not (output / RESULTS).is_file():
         return {}
-    return {
-        (row["name"], run["seed"]): Path(output / run["folder"]).parent.parent
-        for row in read_json(output / RESULTS).get("rows", [])
-        for run in row.get("runs", [])
-    }
+    rows = read_json(output / RESULTS).get("rows", [])
+    with damaged(output / RESULTS, "what a reproduction writes"):
+        return {
+            (row["name"], run["seed"]): Path(output / run["folder"]).parent.parent
+            for row in rows
+            for run in row.get("runs", [])
+        }

@@ -2,11 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+from smartcs._reading import JSON_BYTES, parse_json, read_text
+
+_SHOWN = 500  # characters of a library's message
 Writer = Callable[[Path], None]
 """Writes one whole file to the path it is given."""
 
@@ -20,20 +24,38 @@ class CheckpointError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """`Type: message` of an error, without the advice that libraries print on the lines below."""
+    """`Type: message` of an error, without the advice that libraries print on the lines below, nor what they quote."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:_SHOWN]}" if lines else type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises CheckpointError naming the file if it holds anything else."""
+    """The JSON object in `path`, within the limits of `smartcs._reading`.
+
+    Raises:
+        CheckpointError: the file holds anything else; the message names it.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
+        value = parse_json(read_text(path, JSON_BYTES))
+    except ValueError as error:  # too large, bad UTF-8 and bad JSON alike
         raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+@contextmanager
+def damaged(path: Path, wanted: str) -> Iterator[None]:
+    """Makes a CheckpointError, "`path`: not `wanted`", of what values of other types or out of range raise inside.
+
+    For files that this package writes itself: whoever uses their values need not check the type of each.
+    """
+    try:
+        yield
+    except (CheckpointError, OSError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not {wanted} ({first_line(error)})") from error
 
 
 def json_writer(value: Mapping[str, Any]) -> Writer:
@@ -70,9 +92,18 @@ def write_files(folder: Path, writers: Mapping[str, Writer], remove: Iterable[st
         folder: created with its parents if missing.
         writers: file name relative to `folder` -> function that writes that file to a given path.
         remove: names that must not survive beside the new files (they would contradict them).
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
+        FileExistsError: a folder inside it, where a file belongs, is a link that leads out of it.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"cannot save to {folder}: it is a file, expected a folder")
+    remove = tuple(remove)
+    for name in (*writers, *remove):
+        place = (folder / name).parent
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise FileExistsError(f"cannot save to {place}: it is a link that leads out of {folder}")
     temporary: dict[Path, Path] = {}
     try:
         for name, write in writers.items():

@@ -144,7 +144,8 @@ def _check_is_bert(raw: Mapping[str, Any], source: str) -> None:
         return
     missing = [key for key in _BERT_LIKE if key not in raw]
     architectures = raw.get("architectures") or []
-    if missing or not all(str(name).startswith("Bert") for name in architectures):
+    named = isinstance(architectures, list) and all(str(name).startswith("Bert") for name in architectures)
+    if missing or not named:
         raise CheckpointError(
             f"{source}: no model_type, and not a BERT config: missing keys {missing}, architectures {architectures}"
         )

@@ -232,6 +232,8 @@ class MultitaskBert(nn.Module):
             wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
             if got != wanted:
                 raise CheckpointError(f"{folder / HEADS_WEIGHTS}: {name}: got {got}, expected {wanted}")
+            if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name].float()).all():
+                raise CheckpointError(f"{folder / HEADS_WEIGHTS}: {name}: expected finite floating-point numbers")
         model.heads.load_state_dict(tensors)
         return model.eval()
 

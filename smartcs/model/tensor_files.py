@@ -1,10 +1,17 @@
-"""Reading a weight file of any of the usual forms, from anyone, without running code that is in it."""
+"""Reading a weight file of any of the usual forms, from anyone, without running code that is in it.
 
+What a file makes this process allocate is bounded by its own size: tensors are views of the mapped file, an archive
+may not be compressed, and tensors that share their memory (a .bin can say so) count as often as they are named.
+"""
+
+import os
 import pickle
+import reprlib
+import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from smartcs.model.files import CheckpointError, first_line, read_json
 
@@ -30,13 +37,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     for name in sorted(set(weight_map.values())):
         shard = path.parent / name
         # Only files beside the index: an index from elsewhere must not name files of this machine.
-        if Path(name).name != name or not shard.is_file():
-            raise CheckpointError(f"{path}: lists {name!r}, which is no file in that folder")
+        if Path(name).name != name or not os.path.isfile(shard) or _leads_out(shard):
+            raise CheckpointError(f"{path}: lists {reprlib.repr(name)}, which is no file in that folder")
         read = _read_safetensors(shard) if shard.suffix == ".safetensors" else _read_bin(shard)
         tensors.update(read)
     absent = set(weight_map) - set(tensors)
     if absent:
-        raise CheckpointError(f"{path}: lists {min(absent)!r}, which its files do not hold")
+        raise CheckpointError(f"{path}: lists {reprlib.repr(min(absent))}, which its files do not hold")
     return tensors
 
 
@@ -44,13 +51,27 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    # Sizes that overflow and types that torch lacks surface as RuntimeError, AttributeError and others.
+    except Exception as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({_hint(path, error)})") from None
+
+
+def _leads_out(path: Path) -> bool:
+    """Whether a name in a folder is a link to a file elsewhere; the hub's cache keeps a model's files in its blobs."""
+    folder, target = path.parent.resolve(), path.resolve()
+    inside = [folder]
+    if folder.parent.name == "snapshots":
+        inside.append(folder.parent.parent / "blobs")
+    return not any(target.is_relative_to(place) for place in inside)
 
 
 def _read_bin(path: Path) -> dict[str, torch.Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _check_archive(path)
+        # Files of before PyTorch 1.6 are no archives and cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it is damaged or holds more than tensors ({_hint(path, error)})"
@@ -62,8 +83,26 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{path}: entry {name!r} is {type(value).__name__}, expected names of tensors")
+            raise CheckpointError(
+                f"{path}: entry {reprlib.repr(name)} is {type(value).__name__}, expected names of tensors"
+            )
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise CheckpointError(f"{path}: {name} is a {value.layout} tensor on {value.device}, expected a plain one")
+    size, named = path.stat().st_size, sum(value.numel() * value.element_size() for value in loaded.values())
+    # Twice: word embeddings are often named a second time, as an MLM head's.
+    if named > 2 * size:
+        raise CheckpointError(f"{path}: its tensors would take {named} bytes, the file has {size}: they share memory")
     return loaded
+
+
+def _check_archive(path: Path) -> None:
+    """Raises pickle.UnpicklingError where an archive would unpack to more than it is."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise pickle.UnpicklingError("compressed entries, which torch.save never writes")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise pickle.UnpicklingError("entries larger than the archive")
 
 
 def _hint(path: Path, error: Exception) -> str:

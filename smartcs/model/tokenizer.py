@@ -6,12 +6,15 @@ It neither pads nor truncates: batches here are packed, and what is too long is 
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
+from smartcs._reading import MIB, read_text
 from smartcs.model.files import (
     CheckpointError,
     ModelSourceError,
@@ -23,6 +26,8 @@ from smartcs.model.files import (
     write_files,
 )
 
+_BYTES = 128 * MIB  # of tokenizer.json or vocab.txt; a vocabulary of a million words takes a third of it
+_UNKNOWN = "\u4dc0"  # a hexagram of the I Ching
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 # Classes whose vocab.txt means BERT's WordPiece; others (BertJapaneseTokenizer) split words elsewhere.
@@ -47,22 +52,37 @@ def load_tokenizer(folder: str | os.PathLike[str], vocab_size: int | None = None
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise CheckpointError(f"{path}: not a tokenizer ({first_line(error)})") from None
+        with _refused(path):
+            tokenizer = Tokenizer.from_str(read_text(path, _BYTES))
     else:
         path = folder / "vocab.txt"
         if not path.is_file():
             raise ModelSourceError(f"{folder}: no tokenizer; looked for tokenizer.json and vocab.txt")
         tokenizer = _from_vocab(path)
-    _check_special_tokens(tokenizer.get_vocab(), str(path))
-    # Recognised inside text whichever file they come from, as AutoTokenizer does.
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    _check(tokenizer, str(path), vocab_size)
+    with _refused(path):
+        _check_special_tokens(tokenizer.get_vocab(), str(path))
+        # Recognised inside text whichever file they come from, as AutoTokenizer does.
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        _check(tokenizer, str(path), vocab_size)
     return tokenizer
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Makes a CheckpointError of whatever a tokenizer's file raises."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # the Rust side raises bare Exception
+        raise CheckpointError(f"{path}: not a tokenizer ({first_line(error)})") from None
+    except BaseException as error:
+        # A panic of the Rust side is no Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{path}: not a tokenizer (the library gives up: {first_line(error)})") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], model_max_length: int = 512) -> None:
@@ -123,10 +143,12 @@ def _from_vocab(path: Path) -> Tokenizer:
             raise CheckpointError(f"{config_path}: {key} is {flags[key]!r}, expected true or false")
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 ({first_line(error)})") from None
-    vocab = {word: i for i, word in enumerate(text.removesuffix("\n").split("\n"))}
+        text = read_text(path, _BYTES)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    # As Python reads text: every line end is one.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    vocab = {word: i for i, word in enumerate(lines)}
     _check_special_tokens(vocab, str(path))
     tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -157,6 +179,10 @@ def _check(tokenizer: Tokenizer, source: str, vocab_size: int | None) -> None:
     largest = max(vocab.values())
     if vocab_size is not None and largest >= vocab_size:
         raise CheckpointError(f"{source}: token ids up to {largest}, but the model's vocab_size is {vocab_size}")
+    try:
+        tokenizer.encode(_UNKNOWN)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise CheckpointError(f"{source}: cannot encode a word that it does not know ({first_line(error)})") from None
     # The template is tried, not read: it may be spelled in several ways.
     cls, sep, word = vocab["[CLS]"], vocab["[SEP]"], vocab["[MASK]"]
     for texts, ids, types in (

@@ -35,6 +35,7 @@ from smartcs.model.sources import resolve, weight_file
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import TOKENIZER_FILES, tokenizer_writers
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIX = "bert."
 _WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 _POOLER = ("pooler.weight", "pooler.bias")
@@ -299,8 +300,9 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], layout: list[_Parameter]
 def _check_tensor(source: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config")
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{source}: {name} has dtype {tensor.dtype}, expected a floating-point type")
+    if tensor.dtype not in _DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise CheckpointError(f"{source}: {name} has dtype {tensor.dtype}, expected one of {expected}")
 
 
 def _stack(parameter: _Parameter, tensors: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smartcs._reading import MIB, read_text
 from smartcs.data.examples import TASKS
 from smartcs.model.files import CheckpointError, read_json
 from smartcs.training.checks import task_names
@@ -16,6 +17,13 @@ from smartcs.training.run_folder import LOSSES, METRICS
 
 _REQUIRED = ("step", "epoch", "task", "loss")
 _OPTIONAL = ("smart", "alignment", "perturbation", "bregman")
+# Parts of metrics.json that are read under their names, and what holds them.
+_KINDS = {
+    "epochs": list,
+    **dict.fromkeys(("bregman", "config", "data", "dev", "environment", "model", "smart", "test"), dict),
+}
+_LOSSES_BYTES = 512 * MIB  # ten million steps
+_LARGEST = 2**53  # step or epoch: what a double, which is drawn, holds exactly
 
 
 @dataclass
@@ -54,7 +62,13 @@ class RunData:
         path = folder / METRICS
         if not path.is_file():
             raise CheckpointError(f"{folder} holds no {METRICS}: expected the output folder of a training run")
-        return cls(folder, read_json(path), *_read_losses(folder / LOSSES))
+        metrics = read_json(path)
+        for name, kind in _KINDS.items():
+            if not isinstance(metrics.get(name) or kind(), kind):
+                raise CheckpointError(f"{path}: {name} is a {type(metrics[name]).__name__}, expected {kind.__name__}")
+        if not all(isinstance(epoch, dict) for epoch in metrics.get("epochs") or []):
+            raise CheckpointError(f"{path}: epochs holds something else than objects")
+        return cls(folder, metrics, *_read_losses(folder / LOSSES))
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -86,6 +100,10 @@ class RunData:
         value: Any = self.metrics
         for name in names:
             value = (value or {}).get(name)
+            if not isinstance(value or {}, dict):
+                raise CheckpointError(
+                    f"{self.folder / METRICS}: {'.'.join(names)} is {value!r:.80}, expected an object"
+                )
         return value or {}
 
 
@@ -120,23 +138,29 @@ def _read_losses(path: Path) -> tuple[dict[str, dict[str, Curve]], dict[int, int
     ends: dict[int, int] = {}
     step = 0
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = read_text(path, _LOSSES_BYTES) if path.is_file() else ""
     except ValueError as error:
-        raise CheckpointError(f"{path}: not UTF-8 ({error})") from None
+        raise CheckpointError(f"{path}: {error}") from None
     # A run that was killed may leave half a line at the end.
     lines = text[: text.rfind("\n") + 1].splitlines()
     reader = csv.DictReader(lines)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise CheckpointError(f"{path}, line {reader.line_num}: {error}") from None
     missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
     if lines and missing:
         raise CheckpointError(f"{path}: no column {', '.join(missing)}")
-    for row in reader:
+    for number, row in enumerate(rows, start=2):
         try:
             step, epoch, task = int(row["step"]), int(row["epoch"]), row["task"]
             values = {name: float(row[name]) for name in ("loss", *_OPTIONAL) if row.get(name)}
+            if max(abs(step), abs(epoch)) > _LARGEST:
+                raise ValueError(f"step or epoch is beyond {_LARGEST}")
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}, line {reader.line_num}: {error}") from None
+            raise CheckpointError(f"{path}, line {number}: {error}") from None
         if task not in TASKS:
-            raise CheckpointError(f"{path}, line {reader.line_num}: task is {task!r}, expected {', '.join(TASKS)}")
+            raise CheckpointError(f"{path}, line {number}: task is {task!r:.80}, expected {', '.join(TASKS)}")
         ends[epoch] = step
         for name, value in values.items():
             if math.isfinite(value):

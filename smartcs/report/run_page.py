@@ -6,13 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from smartcs.model.files import damaged
 from smartcs.report import run_details, run_results
 from smartcs.report.drawing import house_style
 from smartcs.report.page import DASH, Section, counted, figure_text, write_page
 from smartcs.report.run_data import RunData
 from smartcs.report.training_figures import FIGURES
 from smartcs.training.recipes import AUTO_MODEL
-from smartcs.training.run_folder import PICTURES
+from smartcs.training.run_folder import METRICS, PICTURES
 
 
 def write_run_report(folder: str | Path) -> Path:
@@ -28,6 +29,11 @@ def write_run_report(folder: str | Path) -> Path:
         CheckpointError: it holds no metrics.json, or metrics.json or losses.csv is damaged.
     """
     run = RunData.read(Path(folder))
+    with damaged(run.folder / METRICS, "what a training run writes"):
+        return _write(run, folder)
+
+
+def _write(run: RunData, folder: str | Path) -> Path:
     with house_style():
         sections = [section for section in _sections(run) if section]
     heading = "Masked language modelling" if run.is_pretraining else run.recipe or "Training run"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from smartcs._reading import MIB, read_text
 from smartcs.model.files import CheckpointError, text_writer, write_files
 
+_BYTES = 256 * MIB
 # Task -> (beginning of the file name, name of the column)
 _FILES = {
     "sst": ("sst", "Predicted_Sentiment"),
@@ -37,8 +39,10 @@ def read_predictions(folder: Path, split: str, tasks: Iterable[str]) -> dict[str
     for task in tasks:
         path = folder / file_name(task, split)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()[1:]
+            lines = read_text(path, _BYTES).splitlines()[1:]
             found[task] = np.array([float(line.rsplit(",", 1)[1]) for line in lines])
+            if not np.isfinite(found[task]).all():
+                raise ValueError("a prediction is not finite")
         except (OSError, ValueError, IndexError) as error:
             raise CheckpointError(f"{path}: expected lines of ids and predictions ({error})") from error
     return found

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from smartcs.data.examples import SPLITS, TASKS
-from smartcs.model.files import CheckpointError, json_writer, read_json, text_writer, write_files
+from smartcs.model.files import damaged, json_writer, read_json, text_writer, write_files
 from smartcs.model.multitask import HEADS_CONFIG, HEADS_WEIGHTS
 from smartcs.model.tokenizer import TOKENIZER_FILES
 from smartcs.training.checkpoint import remove_all
@@ -160,10 +160,9 @@ def read_config(folder: Path) -> TrainConfig | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    try:
-        return TrainConfig.from_dict(read_json(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    values = read_json(path)
+    with damaged(path, "the configuration of a run"):
+        return TrainConfig.from_dict(values)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

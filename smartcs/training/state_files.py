@@ -46,6 +46,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: missing, expected a run's state")
     state: dict[str, Any] = _with_numbers(read_json(path))
     for part, content in state.items():
+        # The name of a file: one from elsewhere must not name files of this machine.
+        if not part.isidentifier():
+            raise CheckpointError(f"{path}: {part[:80]!r} is no part of a run's state")
         file = folder / f"{part}.safetensors"
         for name, tensor in read_tensors(file).items() if file.is_file() else ():
             *outer, last = name.split("/")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from smartcs.data import formats
 from smartcs.data.formats import TASKS, DataError, load_file, load_folder, save_folder
 
 SST, QQP, STS = TASKS["sst"], TASKS["qqp"], TASKS["sts"]
@@ -239,6 +241,50 @@ def test_missing_folder_and_files(tmp_path: Path) -> None:
         load_folder(folder)
     with pytest.raises(DataError, match="gone.csv: cannot be read"):
         load_file(tmp_path / "gone.csv", SST)
+
+
+def test_label_between_separators(tmp_path: Path) -> None:
+    """What strip() takes off and float() does not."""
+    assert load_file(_sst(tmp_path, "0\ta\tgood\t\x1c3\x1f"), SST).labels.tolist() == [3]
+
+
+# Sizes.
+
+
+def test_label_of_many_digits_takes_no_time(tmp_path: Path) -> None:
+    """A pattern that tries every split of the digits would take minutes."""
+    label = "1" * 90_000 + "x"
+    file = _write(tmp_path / "f.csv", SST_HEADER, "0\ta\tgood\t1", "1\tb\tgood\t1", f"2\tc\tgood\t{label}")
+    begun = time.monotonic()
+    skipped = load_file(file, SST).skipped
+    assert time.monotonic() - begun < 10
+    assert [row.line for row in skipped] == [4] and "not a number" in skipped[0].reason
+    assert len(skipped[0].reason) < 100
+
+
+def test_long_lines_cost_their_own_row(tmp_path: Path) -> None:
+    whole = [f"{i}\ta{i}\tgood\t1" for i in range(3)]
+    long = ["3\tb\t" + "x" * 100_001 + "\t1", '4\tc\t"' + "x" * 200_000 + '"\t1']
+    found = load_file(_write(tmp_path / "f.csv", SST_HEADER, *whole, *long), SST)
+    assert [row.line for row in found.skipped] == [5, 6]
+    assert all("characters, expected at most 100000" in row.reason for row in found.skipped)
+
+
+@pytest.mark.parametrize(
+    ("limit", "complaint"), [("FILE_BYTES", "more than 60 bytes"), ("FILE_LINES", "80 lines, expected at most 60")]
+)
+def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, complaint: str) -> None:
+    file = _write(tmp_path / "f.csv", SST_HEADER, *["0\ta\tgood\t1"] * 79)
+    assert len(load_file(file, SST)) == 79
+    monkeypatch.setattr(formats, limit, 60)
+    with pytest.raises(DataError, match=complaint):
+        load_file(file, SST)
+
+
+def test_header_of_many_columns(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="and 10000 more") as caught:
+        load_file(_write(tmp_path / "f.csv", "\t".join(f"c{i}" for i in range(10_010)), "0"), SST)
+    assert len(str(caught.value)) < 1000
 
 
 # Writing.

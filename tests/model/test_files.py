@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from smartcs.model.files import CheckpointError, first_line, json_writer, read_json, text_writer, write_files
+from smartcs.model import files
+from smartcs.model.files import CheckpointError, damaged, first_line, json_writer, read_json, text_writer, write_files
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -44,6 +45,23 @@ def test_files_have_the_usual_mode(tmp_path: Path) -> None:
     assert len(set(modes.values())) == 1, modes
 
 
+def test_link_that_leads_out(tmp_path: Path) -> None:
+    """Saving into a folder that somebody prepared writes into that folder only."""
+    folder, outside = tmp_path / "model", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "config.json").write_text("mine")
+    (folder / "1_Pooling").symlink_to(outside)
+    for writers, remove in (({"1_Pooling/config.json": text_writer("")}, ()), ({}, ("1_Pooling/config.json",))):
+        with pytest.raises(FileExistsError, match=r"1_Pooling: it is a link that leads out of"):
+            write_files(folder, writers, remove=remove)
+    # A file that is a link is replaced, not followed; the folder itself may be one.
+    (folder / "a").symlink_to(outside / "config.json")
+    (tmp_path / "link").symlink_to(folder)
+    write_files(tmp_path / "link", {"a": text_writer("new")})
+    assert contents(outside) == {"config.json": "mine"} and (folder / "a").read_text() == "new"
+
+
 def test_target_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("not a folder")
     with pytest.raises(NotADirectoryError, match="it is a file, expected a folder"):
@@ -56,6 +74,24 @@ def test_bad_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config.json: (not valid JSON \(|expected a JSON object, got)"):
         read_json(tmp_path / "config.json")
+
+
+def test_json_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"a": "' + "x" * 100 + '"}')
+    assert read_json(tmp_path / "config.json")
+    monkeypatch.setattr(files, "JSON_BYTES", 100)
+    with pytest.raises(CheckpointError, match=r"config.json: .*more than 100 bytes"):
+        read_json(tmp_path / "config.json")
+
+
+def test_damaged_names_the_file() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"metrics.json: not a run's \(KeyError: 'b'\)"),
+        damaged(Path("metrics.json"), "a run's"),
+    ):
+        {}["b"]
+    with pytest.raises(OSError, match="disk"), damaged(Path("metrics.json"), "a run's"):
+        raise OSError("disk")
 
 
 def test_first_line() -> None:

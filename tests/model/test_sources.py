@@ -1,6 +1,9 @@
 """Where a model comes from: folder, bundled package, hub id; what each failure says."""
 
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,10 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from smartcs import BertModel, MultitaskBert
 from smartcs.model import sources
 from smartcs.model.files import ModelSourceError
 from smartcs.model.sources import bundled_minilm, resolve
+from smartcs.model.tokenizer import load_tokenizer
+from smartcs.training.saved_run import SavedRun
 
 
 def make_folder(folder: Path, *names: str) -> Path:
@@ -243,3 +250,34 @@ def test_unknown_and_gated_models_are_told_apart(monkeypatch: pytest.MonkeyPatch
 
     assert "has no model 'owner/x'" in reason(sources.RepositoryNotFoundError)
     assert "is gated" in reason(sources.GatedRepoError)
+
+
+def test_nothing_is_fetched_but_for_a_hub_id(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of a local folder is read, whatever stands in it, without a socket being opened."""
+    opened: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        opened.append(arguments)
+        raise OSError("this test has no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    folder = tmp_path / "model"
+    shutil.copytree(encoder_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    # What transformers would follow: code and weights of elsewhere.
+    config |= {"_name_or_path": "someone/else", "auto_map": {"AutoModel": "someone/else--code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    MultitaskBert(BertModel.from_pretrained(folder), tokenizer=load_tokenizer(folder)).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "train_config.json").write_text(json.dumps({"model": "someone/else", "data": "someone/data"}))
+    assert SavedRun.load(str(tmp_path / "run"), torch.device("cpu")).config is not None
+    for nothing in ("./someone/else", str(tmp_path / "someone")):
+        with pytest.raises(ModelSourceError, match="no folder"):
+            resolve(nothing)
+    assert opened == []
+    with pytest.raises(ModelSourceError, match="cannot reach the Hugging Face hub"):
+        resolve("someone/else")
+    assert opened, "a hub id opens no socket either, so this test shows nothing"

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,16 @@ def test_sharded(tmp_path: Path, name: str) -> None:
         read({**weight_map, "extra": first})
     # Outside the folder, absolute, absent: a file of this machine must not be read on an index's word.
     write(tmp_path.parent / f"outside{suffix}", TENSORS)
-    for bad in (f"../outside{suffix}", str(tmp_path / first), f"model-00003-of-00002{suffix}", ".", ""):
+    (tmp_path / f"link{suffix}").symlink_to(tmp_path.parent / f"outside{suffix}")
+    bad_names = [
+        f"../outside{suffix}",
+        str(tmp_path / first),
+        f"model-00003-of-00002{suffix}",
+        ".",
+        "",
+        f"link{suffix}",
+    ]
+    for bad in (*bad_names, "\0", "x" * 5000):
         with pytest.raises(CheckpointError, match="which is no file in that folder"):
             read({**weight_map, "a.weight": bad})
     for wrong in (["a"], None, {"a": 3}):
@@ -139,3 +149,89 @@ def test_bin_with_other_content(tmp_path: Path, content: Any, complaint: str) ->
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=complaint):
         read_tensors(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shards_of_the_hubs_cache(tmp_path: Path, name: str) -> None:
+    """There every file is a link to one in blobs, beside the snapshots."""
+    suffix = Path(name).suffix
+    snapshot, blob = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blob.mkdir()
+    write(blob / f"4567{suffix}", TENSORS)
+    (snapshot / f"model-1{suffix}").symlink_to(Path("..", "..", "blobs", f"4567{suffix}"))
+    (snapshot / f"{name}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, f"model-1{suffix}")}))
+    assert_equal(read_tensors(snapshot / f"{name}.index.json"), TENSORS)
+
+
+def test_compressed_bin(tmp_path: Path) -> None:
+    """A kilobyte that unpacks to a gigabyte is refused before it does."""
+    whole, path = write(tmp_path / "whole.bin", {"a": torch.zeros(100_000)}), tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+    assert path.stat().st_size < whole.stat().st_size / 50
+    with pytest.raises(CheckpointError, match="compressed entries, which torch.save never writes"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.ones(()).expand(2**40)},
+        {f"a{i}": tensor for tensor in [torch.ones(1000)] for i in range(100)},
+    ],
+    ids=["one number, expanded", "one tensor under many names"],
+)
+def test_bin_that_claims_more_than_it_holds(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(CheckpointError, match=r"its tensors would take \d+ bytes, the file has \d+"):
+        read_tensors(write(tmp_path / "pytorch_model.bin", tensors))
+
+
+def test_bin_with_tied_weights(tmp_path: Path) -> None:
+    embeddings = torch.ones(100, 100)
+    tensors = {"word": embeddings, "decoder": embeddings, "bias": torch.ones(3)}
+    assert_equal(read_tensors(write(tmp_path / "pytorch_model.bin", tensors)), tensors)
+
+
+@pytest.mark.parametrize("odd", [torch.ones(4).to_sparse(), torch.ones(4, device="meta")], ids=["sparse", "meta"])
+def test_bin_with_tensors_of_other_kinds(tmp_path: Path, odd: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: "):
+        read_tensors(write(tmp_path / "pytorch_model.bin", {"a": odd}))
+
+
+def header_of(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrites a safetensors file's header."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+HEADERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "too large": lambda header: header["a.weight"].update(shape=[2**40, 2**40]),
+    "overflow": lambda header: header["a.weight"].update(shape=[2**62, 4]),
+    "negative": lambda header: header["a.weight"].update(shape=[-30, -20]),
+    "beyond": lambda header: header["a.weight"].update(data_offsets=[0, 2**40]),
+    "overlap": lambda header: header["b.half"].update(data_offsets=header["a.weight"]["data_offsets"]),
+    "reversed": lambda header: header["a.weight"].update(data_offsets=header["a.weight"]["data_offsets"][::-1]),
+    "type": lambda header: header["a.weight"].update(dtype="F31"),
+    "no object": lambda header: header.update({"a.weight": 3}),
+}
+
+
+@pytest.mark.parametrize("how", HEADERS)
+def test_safetensors_with_a_wrong_header(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path / "model.safetensors", TENSORS)
+    header_of(path, HEADERS[how])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        read_tensors(path)
+
+
+def test_safetensors_with_a_header_of_exabytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.safetensors", TENSORS)
+    path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        read_tensors(path)

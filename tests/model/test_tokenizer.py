@@ -3,12 +3,15 @@
 import json
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+import smartcs.model.tokenizer as tokenizer_module
 from smartcs.model.files import CheckpointError, ModelSourceError
 from smartcs.model.sources import bundled_minilm
 from smartcs.model.tokenizer import SPECIAL_TOKENS, load_tokenizer, save_tokenizer
@@ -210,6 +213,35 @@ def test_damaged_tokenizer_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_word_that_no_vocabulary_has(tmp_path: Path) -> None:
+    """A tokenizer that would fail at the first unknown word is refused when it is read."""
+    plain = edited(vocab_folder(tmp_path / "a"), tmp_path / "b", {})
+    model = json.loads((plain / "tokenizer.json").read_text())["model"]
+    folder = edited(plain, tmp_path / "c", {"model": {**model, "unk_token": "<none>"}})
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot encode a word that it does not know"):
+        load_tokenizer(folder)
+
+
+def test_panic_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panic in Rust is no Exception; anything else of that kind, such as Ctrl-C, comes through."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    panic = type("PanicException", (BaseException,), {})
+    for error, expected in ((panic("index out of bounds"), CheckpointError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        monkeypatch.setattr(tokenizer_module, "Tokenizer", SimpleNamespace(from_str=Mock(side_effect=error)))
+        with pytest.raises(expected):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = vocab_folder(tmp_path / "a")
+    folder = edited(folder, tmp_path / "b", {}) if name == "tokenizer.json" else folder
+    load_tokenizer(folder)
+    monkeypatch.setattr(tokenizer_module, "_BYTES", 20)
+    with pytest.raises(CheckpointError, match=f"{name}: .*more than 20 bytes"):
+        load_tokenizer(folder)
 
 
 def test_damaged_vocab_and_config(tmp_path: Path) -> None:

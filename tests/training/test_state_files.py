@@ -64,3 +64,14 @@ def test_damage_is_a_checkpoint_error(tmp_path):
     (tmp_path / STATE).write_text(json.dumps([1]))
     with pytest.raises(CheckpointError, match=STATE):
         read_state(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["../outside", "/etc/outside", "a/b", "", "x" * 20 + "\n"])
+def test_parts_are_names_in_the_folder(tmp_path, part):
+    """state.json of elsewhere names no file of this machine."""
+    folder = tmp_path / "checkpoint"
+    write_state(folder, {"outside": {"w": torch.ones(2)}})
+    (folder / "outside.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "state.json").write_text(json.dumps({part: {}}))
+    with pytest.raises(CheckpointError, match="state.json: .* is no part of a run's state"):
+        read_state(folder)
