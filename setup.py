@@ -31,6 +31,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = "2.11"
 OLDEST_CMAKE = (3, 21)
+SANITIZE = os.environ.get("SMARTCS_SANITIZE", "")  # address,undefined or thread: a build for tests/sanitize.py alone
 DEPENDENCIES = ["numpy", "tokenizers", "safetensors", "huggingface_hub", "tyro", "rich", "matplotlib>=3.7", "jinja2>=3"]
 
 # Run by an interpreter to say which torch it would import, without importing it (seconds, and it may be broken).
@@ -171,6 +172,8 @@ class CMakeBuild(build_ext):
         if the_torch().cuda is not None:
             names = ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CMAKE_CUDA_ARCHITECTURES", "TORCH_CUDA_ARCH_LIST")
             settings += [*(os.environ.get(name, "") for name in names), shutil.which("nvcc") or ""]
+        if SANITIZE:
+            settings.append(SANITIZE)
         digest = hashlib.sha256(json.dumps([*settings, flag("SMARTCS_WERROR")]).encode()).hexdigest()[:8]
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{the_torch().version}-{digest}"
         cache = build / "CMakeCache.txt"
@@ -193,6 +196,7 @@ class CMakeBuild(build_ext):
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": ninja,
+            "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
             "SMARTCS_TORCH_DIR": torch.folder,
             "SMARTCS_TORCH_VERSION": torch.version,
             "SMARTCS_TORCH_CUDA": torch.cuda or "",
@@ -201,6 +205,7 @@ class CMakeBuild(build_ext):
             "SMARTCS_EXT_SUFFIX": suffix,
             "SMARTCS_GIT_COMMIT": git_commit(),
             "SMARTCS_WERROR": "ON" if flag("SMARTCS_WERROR") else "OFF",
+            "SMARTCS_SANITIZE": SANITIZE,
         }
         definitions = [f"-D{name}={value}" for name, value in options.items()]
         for command in (

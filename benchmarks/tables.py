@@ -19,6 +19,7 @@ import distributed_tables
 import experiment_tables
 import gpu_proofs
 import gpu_tables
+import robustness_tables
 from goals import goals_table
 from gpu_resources_table import CPP, TRITON, resources_table
 from markers import generated_part, part_names, with_part, without_parts
@@ -27,7 +28,10 @@ from results_io import RESULTS, Row, read
 ROOT = RESULTS.parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("performance", "experiment", "gpu", "gpu-resources", "distributed")),
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("performance", "experiment", "gpu", "gpu-resources", "distributed", "robustness")
+    ),
 )
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
@@ -192,7 +196,7 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "gpu-resources-cpp": lambda: resources_table(CPP, folder),
         **{
             name: partial(table, folder)
-            for one in (experiment_tables, gpu_tables, gpu_proofs, distributed_tables)
+            for one in (experiment_tables, gpu_tables, gpu_proofs, distributed_tables, robustness_tables)
             for name, table in one.TABLES.items()
         },
     }

@@ -24,6 +24,14 @@ STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 DTYPES = tuple(STORAGE)
 # Each library keeps its own statics, though several with the same names are loaded.
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fno-threadsafe-statics", "-fno-gnu-unique", "-Wl,-Bsymbolic")
+# "address,undefined" under make sanitize, which preloads what such a library needs. asan-stack=0: fibers jump out of
+# frames on stacks that AddressSanitizer does not know, and it would take what is left there for guarded.
+SANITIZE = os.environ.get("SMARTCS_SANITIZE")
+SANITIZER = (
+    (f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-g1", "-Wno-clobbered", "--param=asan-stack=0")
+    if SANITIZE
+    else ()
+)
 STRICT, MUTANT = ("-O1", "-Wall", "-Wextra", "-Werror"), ("-O0", "-DONLY_FLOAT")
 SCHEDULES = ((7, True), (1, False))  # seed of the threads' order, whether tensors stand at the end of their pages
 
@@ -78,7 +86,7 @@ def build(op: str, folder: Path, patches: Sequence[Patch] = ()) -> "Library":
             (sources / patch.file).write_text(text.replace(patch.old, patch.new))
     target, found = folder / f"{op}.so", compiler()
     assert found is not None
-    command = [*found.split(), *FLAGS, *(MUTANT if patches else STRICT), f"-I{sources}", f"-I{EMULATION}"]
+    command = [*found.split(), *FLAGS, *SANITIZER, *(MUTANT if patches else STRICT), f"-I{sources}", f"-I{EMULATION}"]
     command += [str(EMULATION / f"{op}.cpp"), "-o", str(target)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
