@@ -202,9 +202,9 @@ def test_stopped_later_keeps_the_best_so_far(config, monkeypatch):
 
 
 def test_stopped_while_evaluating(config, quiet_train, monkeypatch):
-    def stopping(model, split, batch_size, progress):
+    def stopping(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(model, split, batch_size, progress)
+        return evaluate(*arguments)
 
     monkeypatch.setattr(run_module, "evaluate", stopping)
     result = quiet_train(config())
