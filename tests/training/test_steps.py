@@ -122,13 +122,13 @@ def test_what_loading_raises_comes_at_its_step(loop, monkeypatch):
 
     def fail(task, rows, step):
         if step == 4:
-            raise MemoryError("no room")
+            raise OSError("no room")
         return load(task, rows, step)
 
     monkeypatch.setattr(one, "_load", fail)
     steps = one.epoch()
     assert [next(steps).step for _ in range(4)] == [1, 2, 3, 4]
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(OSError, match="no room"):
         next(steps)
     assert not prefetching() and one.step == 4
 
