@@ -19,6 +19,7 @@ from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.run import RunResult, train
+from smartcs.training.skipping import Skips
 from smartcs.training.trainer import Trainer
 
 FIGURES = ("sst_accuracy", "qqp_accuracy", "sts_pearson", "score")
@@ -37,6 +38,7 @@ def poison(monkeypatch, kind, at_seed):
     def epoch(self):
         seed = self.config.seed if kind is Trainer else self.seed
         if seed == at_seed:
+            self.skips = Skips(self.data, 1)  # the first ends the run
             with torch.no_grad():
                 self.model.bert.embeddings.word.weight.fill_(float("nan"))
         yield from original(self)
