@@ -24,7 +24,7 @@ from .philox import counted
 from .rows import as_scalar, check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "add_layer_norm"
-_TIGHT: Tight = frozenset({(512, 2)})
+_TIGHT: Tight = frozenset({(512, 2, True), (512, 2, False)})
 
 
 def add_layer_norm_fwd(

@@ -322,7 +322,7 @@ class _Launch:
         check_contiguous(_OP, "cu_seqlens", cu_seqlens)
         check_dropout(_OP, *dropout, qkv)
         block_d = max(16, triton.next_power_of_2(head_size))
-        tile = blocks(qkv.dtype, block_d)
+        tile = blocks(qkv.dtype, head_size, block_d)
         # A sentence is no longer than the batch; who passes more, for one grid that fits many batches, need not pay.
         longest = min(max_seqlen, tokens)
         self.query_blocks = triton.cdiv(longest, tile.BLOCK_Q)

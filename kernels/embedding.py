@@ -30,7 +30,7 @@ from .row_sums import sum_by_key
 from .rows import as_scalar, check_contiguous, check_operand, check_whole_rows, on_device_of, widened
 
 _OP = "embedding"
-_TIGHT: Tight = frozenset({(128, 2), (128, 4)})
+_TIGHT: Tight = frozenset({(128, 2, False), (128, 4, False)})
 
 
 def embedding_fwd(

@@ -37,9 +37,10 @@ def block_of(columns: int) -> int:
     return max(64, triton.next_power_of_2(columns))
 
 
-Tight = frozenset[tuple[int, int]]
-"""Blocks of columns, and bytes of an element, where a thread that has 8 elements spills registers on some chip."""
-_TIGHT: Tight = frozenset({(1024, 4), (1024, 8), (4096, 2), (4096, 4)})
+Tight = frozenset[tuple[int, int, bool]]
+"""Blocks of columns, bytes of an element, and whether C is a multiple of 16: where a thread with 8 elements would spill
+registers on some chip."""
+_TIGHT: Tight = frozenset({(1024, 4, True), (1024, 8, True), (4096, 2, False), (4096, 4, False)})
 
 
 def tile_of(columns: int, dtype: torch.dtype, elements: int, tight: Tight) -> dict[str, int]:
@@ -48,7 +49,7 @@ def tile_of(columns: int, dtype: torch.dtype, elements: int, tight: Tight) -> di
     A thread has 8 of them; where that is too much, tiles and what a thread has are half as large.
     """
     block, per_thread = block_of(columns), 8
-    if (block, dtype.itemsize) in tight:
+    if (block, dtype.itemsize, columns % 16 == 0) in tight:
         elements, per_thread = elements // 2, per_thread // 2
     rows = max(1, min(ROWS_PER_PARTIAL, elements // block))
     return {"ROWS": rows, "BLOCK": block, "num_warps": warps(rows * block, per_thread)}

@@ -30,11 +30,15 @@ _BLOCKS = {
     2: {16: Blocks(16, 64, 4), 32: Blocks(16, 64, 4), 64: Blocks(32, 64, 4), 128: Blocks(16, 64, 8)},
     4: {16: Blocks(16, 32, 4), 32: Blocks(32, 32, 4), 64: Blocks(32, 32, 8), 128: Blocks(16, 32, 8)},
 }
+# The same of heads that are narrower than that, where the table's would spill.
+_NARROWER = {4: {32: Blocks(32, 32, 8), 64: Blocks(32, 16, 8)}}
 
 
-def blocks(dtype: torch.dtype, block_d: int) -> Blocks:
+def blocks(dtype: torch.dtype, head_size: int, block_d: int) -> Blocks:
     """Nothing here depends on the batch, so that none compiles anew. float64 is for gradient checks."""
-    return _BLOCKS[min(dtype.itemsize, 4)][block_d]
+    size = min(dtype.itemsize, 4)
+    usual = _BLOCKS[size][block_d]
+    return _NARROWER.get(size, {}).get(block_d, usual) if head_size < block_d else usual
 
 
 @triton.jit

@@ -43,13 +43,13 @@ DROPOUT = {"dropout_p": 0.2, "seed": 2**40 + 1, "stream": 2**33 + 2}
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of 16 queries and 16 keys: 64 keys of a sentence are four blocks, taken in the generator's order."""
-    monkeypatch.setattr(triton_attention, "blocks", lambda dtype, block_d: Blocks(16, 16, 1))
+    monkeypatch.setattr(triton_attention, "blocks", lambda *_: Blocks(16, 16, 1))
 
 
 @pytest.fixture
 def whole(monkeypatch):
     """Blocks of 16 queries and 64 keys: sentences of up to 64 tokens are whole."""
-    monkeypatch.setattr(triton_attention, "blocks", lambda dtype, block_d: Blocks(16, 64, 1))
+    monkeypatch.setattr(triton_attention, "blocks", lambda *_: Blocks(16, 64, 1))
 
 
 def problem(lengths, heads=1, head_size=16, settings=None, *, spread=1.0) -> Problem:
@@ -89,10 +89,11 @@ def test_whole_sentences(triton_op, whole, dtype):
     check_budget(problem([64, 63, 17, 0, 1], 1, 24, DROPOUT), dtype)
 
 
-# The blocks that a GPU gets: 32 queries at D = 64, else mostly 16; 32 keys for float32, 64 for bfloat16.
+# The blocks that a GPU gets: 32 queries at D = 64, else mostly 16; 32 keys for float32 (16 at D = 48), 64 for bfloat16.
 REAL_BLOCKS = [
     (([8, 9, 0, 3], 2, 32, DROPOUT), torch.float32),
     (([31, 32, 33], 1, 64, DROPOUT), torch.float32),
+    (([15, 17], 1, 48, DROPOUT), torch.float32),
     (([129, 7], 1, 80, {}), torch.float32),
     (([31, 33, 64], 2, 64, DROPOUT), torch.bfloat16),
     (([65, 0, 129], 1, 64, DROPOUT), torch.bfloat16),
