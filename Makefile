@@ -2,8 +2,7 @@
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
 # check (what CI checks besides tests), format (fixes what can be fixed), fuzz, sanitize, tidy, bench, measure,
-# experiment, gpu-check,
-# gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
+# experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
