@@ -31,7 +31,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = "2.11"
 OLDEST_CMAKE = (3, 21)
-SANITIZE = os.environ.get("SMARTCS_SANITIZE", "")  # address,undefined or thread: a build for tests/sanitize.py alone
+SANITIZE = os.environ.get("SMARTCS_SANITIZE", "")  # address,undefined or thread: a build for tests/sanitize/run.py
 DEPENDENCIES = ["numpy", "tokenizers", "safetensors", "huggingface_hub", "tyro", "rich", "matplotlib>=3.7", "jinja2>=3"]
 
 # Run by an interpreter to say which torch it would import, without importing it (seconds, and it may be broken).

@@ -10,12 +10,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_tables import read
+from gpu_tables import cycle, read
 from results_io import Row
 from results_io import read as read_rows
 
 CARD = "H100"
-LAUNCH = 5e-6  # seconds of the host per launch, as docs/gpu.md assumes
+LAUNCH = 5.0  # microseconds of the host per launch, as docs/gpu.md assumes
 BUCKET = 25e6  # bytes, DistributedDataParallel's
 GIGA = 1e9
 
@@ -77,7 +77,7 @@ NETWORK = Network()
 def step_seconds(found: Row, recipe: str, shape: str, precision: str) -> dict[str, float]:
     """Task -> modelled seconds of its step, launched kernel by kernel."""
     return {
-        one["task"]: max(1e-6 * one["microseconds"][CARD], LAUNCH * one["launches"])
+        one["task"]: cycle([one], CARD, LAUNCH)[1]
         for one in found["steps"]
         if (one["recipe"], one["shape"], one["precision"]) == (recipe, shape, precision)
     }

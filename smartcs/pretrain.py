@@ -90,6 +90,8 @@ class _Flags:
     """What the checkpoint says shall stand for a sentence; "auto": what it said before."""
     max_length: int = 512
     """Longest sequence in word pieces; longer ones are cut, counted and named."""
+    max_skipped_steps: int = 5
+    """A step whose loss or gradient is not finite is skipped. This many in a row of one task end the run."""
     strict_data: Annotated[bool, FlagCreatePairsOff] = False
     """Make malformed rows and sequences that are too long an error."""
     report: bool = True

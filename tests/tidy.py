@@ -34,7 +34,8 @@ def commands(folder: Path) -> dict[Path, dict[str, str]]:
 
 
 def newest_build() -> Path:
-    builds = sorted(ROOT.glob("build/*/compile_commands.json"), key=lambda path: path.stat().st_mtime)
+    builds = [path for path in ROOT.glob("build/*/compile_commands.json") if "-fsanitize=" not in path.read_text()]
+    builds.sort(key=lambda path: path.stat().st_mtime)
     if not builds:
         sys.exit("make tidy needs a build of the extension: run make install")
     return builds[-1].parent

@@ -92,11 +92,7 @@ struct Counters {
 
 inline Counters counted(int64_t stream, const std::optional<at::Tensor>& offset, const char* op) {
   if (!offset.has_value()) return {static_cast<uint64_t>(stream), 0};
-  TORCH_CHECK(offset->device().is_cpu() && offset->scalar_type() == at::kLong &&
-                  offset->sizes() == at::IntArrayRef{2} && offset->is_contiguous(),
-              op, ": counter_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " and strides ",
-              offset->strides(), " on ", offset->device(), ", expected two int64 side by side on the CPU");
-  check_cpu_contiguous(*offset, op, "counter_offset");
+  check_like(*offset, at::kLong, {2}, op, "counter_offset");
   const int64_t* counters = offset->const_data_ptr<int64_t>();
   return {static_cast<uint64_t>(stream) + static_cast<uint64_t>(counters[0]), static_cast<uint32_t>(counters[1])};
 }

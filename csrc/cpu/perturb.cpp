@@ -16,8 +16,8 @@ at::Tensor perturb_noise(const at::Tensor& like, double std, int64_t seed, int64
   const Storage storage = storage_of(like, kOp);
   const int64_t columns = like.size(1);
   at::Tensor noise = empty(like.sizes(), like.scalar_type());
-  if (noise.numel() == 0) return noise;  // of no columns there may be more rows than can be counted through
   const Counters counters = counted(stream, counter_offset, kOp);
+  if (noise.numel() == 0) return noise;  // of no columns there may be more rows than can be counted through
   const PerturbNoise args{columns,         std,          static_cast<uint64_t>(seed),
                           counters.stream, counters.row, data_or_null(noise)};
   const auto kernel = perturb_kernels().noise[storage];

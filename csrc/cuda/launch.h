@@ -33,10 +33,7 @@ inline void check_like(const at::Tensor& tensor, at::ScalarType dtype, at::IntAr
 // What the kernels add to the numbers of a random stream and of its rows, or null.
 inline const int64_t* checked_offset(const std::optional<at::Tensor>& offset, at::Device device, const char* op) {
   if (!offset.has_value()) return nullptr;
-  TORCH_CHECK(offset->device() == device && offset->scalar_type() == at::kLong &&
-                  offset->sizes() == at::IntArrayRef{2} && offset->is_contiguous(),
-              op, ": counter_offset is ", offset->scalar_type(), " of shape ", offset->sizes(), " and strides ",
-              offset->strides(), " on ", offset->device(), ", expected two int64 side by side on ", device);
+  check_like(*offset, at::kLong, {2}, device, op, "counter_offset");
   return offset->const_data_ptr<int64_t>();
 }
 

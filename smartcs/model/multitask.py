@@ -30,7 +30,7 @@ from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
 from smartcs.model.sources import resolve
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import load_tokenizer
-from smartcs.model.weights import save_checkpoint
+from smartcs.model.weights import DTYPES, save_checkpoint
 from smartcs.ops.random import DropoutKey, dropout
 
 SST_CLASSES = 5
@@ -232,7 +232,7 @@ class MultitaskBert(nn.Module):
             wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
             if got != wanted:
                 raise CheckpointError(f"{folder / HEADS_WEIGHTS}: {name}: got {got}, expected {wanted}")
-            if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name].float()).all():
+            if tensors[name].dtype not in DTYPES or not torch.isfinite(tensors[name].float()).all():
                 raise CheckpointError(f"{folder / HEADS_WEIGHTS}: {name}: expected finite floating-point numbers")
         model.heads.load_state_dict(tensors)
         return model.eval()

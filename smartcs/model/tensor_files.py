@@ -67,7 +67,8 @@ def _leads_out(path: Path) -> bool:
 
 def _read_bin(path: Path) -> dict[str, torch.Tensor]:
     try:
-        archive = zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            archive = file.read(4) == b"PK\3\4"  # what torch.load goes by
         if archive:
             _check_archive(path)
         # Files of before PyTorch 1.6 are no archives and cannot be mapped.
@@ -99,6 +100,8 @@ def _check_archive(path: Path) -> None:
     """Raises pickle.UnpicklingError where an archive would unpack to more than it is."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    if min((entry.header_offset for entry in entries), default=0):
+        raise pickle.UnpicklingError("does not begin with its first entry")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise pickle.UnpicklingError("compressed entries, which torch.save never writes")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:

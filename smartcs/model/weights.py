@@ -35,7 +35,7 @@ from smartcs.model.sources import resolve, weight_file
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import TOKENIZER_FILES, tokenizer_writers
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIX = "bert."
 _WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 _POOLER = ("pooler.weight", "pooler.bias")
@@ -300,8 +300,8 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], layout: list[_Parameter]
 def _check_tensor(source: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the config")
-    if tensor.dtype not in _DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise CheckpointError(f"{source}: {name} has dtype {tensor.dtype}, expected one of {expected}")
 
 

@@ -43,14 +43,14 @@ class PackedWeight:
 
     def get(self, weight: Tensor, *, transposed: bool) -> Tensor:
         """A form with the present values of ``weight``, which may also be a detached alias of it."""
-        form = self._forms.get(transposed)
-        if form is None or not form[1].still(weight):
+        form, seen = self._forms.get(transposed, (None, None))
+        if form is None or seen is None or not seen.still(weight):
             # Ordinary tensors also where evaluation packs first: training goes on with them.
             with torch.inference_mode(False), torch.no_grad():
-                if form is None or not _written_in_place(form[0], weight, transposed):
-                    form = torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed), Seen(weight)
-            form = self._forms[transposed] = form[0], Seen(weight)
-        return form[0]
+                if form is None or not _written_in_place(form, weight, transposed):
+                    form = torch.ops.smartcs.pack_weight(weight.detach().contiguous(), transposed)
+            self._forms[transposed] = form, Seen(weight)
+        return form
 
     def present(self) -> dict[bool, Tensor]:
         """The forms that have been made, whether or not their values are the weight's."""

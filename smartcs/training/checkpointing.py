@@ -9,14 +9,13 @@ from shutil import copyfile
 from time import perf_counter
 from typing import Any
 
-from smartcs.model.files import json_writer, write_files
 from smartcs.training.checkpoint import Checkpoint, digest_of, name_of, prune, write_checkpoint
 from smartcs.training.config import TrainConfig
 from smartcs.training.inputs import Inputs
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.record import Record
-from smartcs.training.resume import FINE_TUNING, FORMAT, PRETRAINING, WEIGHTS, data_digests
-from smartcs.training.run_folder import CHECKPOINTS, CONFIG, LOSSES, stored_config
+from smartcs.training.resume import FINE_TUNING, FORMAT, PRETRAINING, WEIGHTS
+from smartcs.training.run_folder import CHECKPOINTS, LOSSES, write_config
 from smartcs.training.state import pretrainer_state, trainer_state
 from smartcs.training.state_files import write_state
 from smartcs.training.trainer import Trainer
@@ -41,7 +40,7 @@ class Checkpointer:
         self, folder: Path, config: TrainConfig, inputs: Inputs, conditions: dict[str, Any], say: Callable[[str], None]
     ) -> None:
         self._run, self._config, self._say = folder, config, say
-        self._model, self._data = inputs.model, data_digests(inputs)
+        self._model, self._inputs = inputs.model, inputs
         self.conditions = conditions
         self.last: Checkpoint | None = None
         self.seconds = 0.0
@@ -81,7 +80,7 @@ class Checkpointer:
 
         def fill(folder: Path) -> None:
             self._model.save_pretrained(folder)
-            write_files(folder, {CONFIG: json_writer(stored_config(self._config))})
+            write_config(folder, self._config)
             copyfile(log, folder / LOSSES)
             write_state(folder, self._state(loop, record))
 
@@ -107,7 +106,7 @@ class Checkpointer:
             "format": FORMAT,
             "stage": FINE_TUNING if isinstance(loop, Trainer) else PRETRAINING,
             "seconds": record.seconds,
-            "data": self._data,
+            "data": self._inputs.digests,
             "conditions": self.conditions,
             "record": record.state_dict(),
         }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 
-from smartcs.data.encode import EncodedTask, data_digest
+from smartcs.data.encode import EncodedTask, data_digest, examples_digest
 from smartcs.data.examples import DataFolder
 from smartcs.model.multitask import MultitaskBert
 from smartcs.training.config import TrainConfig
@@ -17,6 +18,8 @@ from smartcs.training.metrics import majority_figures
 from smartcs.training.plan import SMALL_MODEL_NOTICE
 from smartcs.training.recipes import AUTO_MODEL, SMALL_MODEL, model_name
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
+
+Of = TypeVar("Of")
 
 _LISTED_ROWS = 100  # skipped rows that metrics.json names; it counts all of them
 
@@ -73,6 +76,12 @@ class Inputs:
         assert self.model.tokenizer is not None  # build_model gives it one
         return self.model.tokenizer
 
+    @cached_property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Split -> task -> digest of its examples."""
+        return self._of_each(examples_digest)
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """The data's section in metrics.json."""
         skipped = self.data.skipped
@@ -85,5 +94,5 @@ class Inputs:
             "truncated": self._of_each(lambda task: len(task.truncated)),
         }
 
-    def _of_each(self, count: Callable[[EncodedTask], int]) -> dict[str, dict[str, int]]:
+    def _of_each(self, count: Callable[[EncodedTask], Of]) -> dict[str, dict[str, Of]]:
         return {split: {name: count(task) for name, task in tasks.items()} for split, tasks in self.encoded.items()}

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from smartcs.model.files import first_line
+
 # torch raises RuntimeError where a CPU tensor, or cuBLAS on a GPU, gets no memory.
 _SIGNS = re.compile(
     r"DefaultCPUAllocator: (?:not enough memory|can't allocate memory)|out of memory|bad_alloc|STATUS_ALLOC_FAILED"
@@ -37,7 +39,5 @@ def telling_what_needs_less(what: Callable[[], str]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        lines = str(error).strip().splitlines()
-        reason = f" ({lines[0][:200]})" if lines else ""
         # Not "from error": its traceback would keep the activations, and what is left to do needs memory.
-        raise OutOfMemory(f"out of memory {what()}{reason}") from None
+        raise OutOfMemory(f"out of memory {what()} ({first_line(error)})") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -26,15 +25,16 @@ from smartcs.training.plan import SMALL_MODEL_NOTICE
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import clock
 from smartcs.training.recipes import AUTO_MODEL, SAMPLE_DATA, SMALL_MODEL, model_name
-from smartcs.training.run import RunResult
-from smartcs.training.run_folder import LossLog, choose_folder, clear_folder, refuse_own_model, write_metrics
+from smartcs.training.record import RunResult
+from smartcs.training.run_folder import choose_folder, clear_folder, refuse_own_model
 from smartcs.training.setup import build_model, describe_model, encode_split, load_data
 from smartcs.training.skipping import NonFiniteLossError
+from smartcs.training.written import Written
 
 # The settings that such a run has; all others are those of fine-tuning.
 SETTINGS = (
     *("fused", "data", "model", "output", "overwrite", "seed", "batch_sst", "batch_qqp", "batch_sts", "accumulate"),
-    *("eval_batch_size", "precision", "device", "pooling", "max_length", "strict_data", "report"),
+    *("eval_batch_size", "precision", "device", "pooling", "max_length", "max_skipped_steps", "strict_data", "report"),
 )
 
 
@@ -78,6 +78,7 @@ class _PretrainRun:
     def execute(self) -> RunResult:
         config = self.config
         self.folder = self.ranks.from_first(lambda: choose_folder(config.output, config.overwrite, "runs/pretrain"))
+        self.written = Written(self.folder, self.ranks)
         if self.arithmetic.reason:
             self._say(self.arithmetic.notice)
         self.data = load_data(config.data, strict=config.strict_data, holdout=config.holdout)
@@ -99,6 +100,7 @@ class _PretrainRun:
             eval_batch_size=config.eval_batch_size,
             ranks=self.ranks,
             accumulate=config.accumulate,
+            max_skipped=config.max_skipped_steps,
         )
         self.environment = info.collect()
         self.ranks.from_first(self._start_folder)
@@ -106,14 +108,13 @@ class _PretrainRun:
         self._say(f"{self.trainer.describe()}, {ops} ops, seed {config.seed}, {self.arithmetic}, on {self.device.type}")
         self._say(f"output: {self.folder}")
         with stop_on_signals(self.ranks) as stop:
-            metrics = self._pretrain(stop)
-        self._write_metrics(self._metrics(metrics, finished=True))
-        if config.report and self.ranks.is_first:
-            from smartcs.report import write_run_report  # matplotlib takes a second to load
-
-            write_run_report(self.folder)
-        self._summary(metrics, stop)
-        return RunResult(self.folder, self._metrics(metrics, finished=True), stop.signal)
+            reached = self._pretrain(stop)
+        metrics = self._metrics(reached, finished=True)
+        self.written.metrics(metrics)
+        if config.report:
+            self.written.report()
+        self._summary(reached, stop)
+        return RunResult(self.folder, metrics, stop.signal)
 
     def _start_folder(self) -> None:
         refuse_own_model(self.folder, model_name(self.config.model))
@@ -128,28 +129,23 @@ class _PretrainRun:
         return tasks
 
     def _pretrain(self, stop: StopRequest) -> dict[str, Any]:
-        # The first rank alone writes.
-        with LossLog(self.folder, len(self.trainer.data)) if self.ranks.is_first else nullcontext() as log:
+        with self.written.log(self.folder, len(self.trainer.data), goes_on=False) as log:
             try:
                 metrics = pretrain(self.trainer, self.console, stop=stop, log=log, after_epoch=self._save)
             except NonFiniteLossError:
-                self._write_metrics(self._metrics(self.trainer.metrics(diverged=True), finished=True))
+                self.written.metrics(self._metrics(self.trainer.metrics(diverged=True), finished=True))
                 raise
         if metrics["interrupted"]:
-            self._save_weights()
+            self._write_weights()
         return metrics
 
     def _save(self, metrics: dict[str, Any]) -> None:
-        self._save_weights()
-        self._write_metrics(self._metrics(metrics, finished=False))
+        self._write_weights()
+        self.written.metrics(self._metrics(metrics, finished=False))
 
-    def _save_weights(self) -> None:
-        if self.ranks.is_first:
-            self.model.bert.save_pretrained(self.folder, self.model.tokenizer)
-
-    def _write_metrics(self, metrics: dict[str, Any]) -> None:
-        if self.ranks.is_first:
-            write_metrics(self.folder, metrics)
+    def _write_weights(self) -> None:
+        assert self.model.tokenizer is not None  # build_model gives it one
+        self.written.encoder(self.folder, self.model.bert, self.model.tokenizer)
 
     def _metrics(self, metrics: dict[str, Any], *, finished: bool) -> dict[str, Any]:
         settings = {name: value for name, value in flat(self.config).items() if name in SETTINGS}

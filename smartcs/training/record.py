@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +16,21 @@ from smartcs.training.evaluation import Evaluation
 from smartcs.training.inputs import Inputs
 from smartcs.training.metrics import METRICS, best_by
 from smartcs.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        folder: weights, metrics.json, losses.csv and predictions.
+        metrics: the content of metrics.json.
+        signal: the signal that ended the run early, or None.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    signal: int | None = None
 
 
 @dataclass
@@ -128,7 +144,7 @@ class Record:
             "seconds_by_part": trainer.seconds_by_part(),
             "seconds_total": self.seconds,
             "graphs": trainer.graphs(),
-            "data": inputs.facts(),
+            "data": inputs.facts,
         }
 
     def _analysis(self, inputs: Inputs) -> dict[str, Any] | None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smartcs.data.encode import examples_digest
 from smartcs.data.examples import DataError
 from smartcs.model.files import CheckpointError, copy_writer, read_json, write_files
-from smartcs.model.multitask import MultitaskBert
 from smartcs.training.checkpoint import MANIFEST, Checkpoint, clean, digest_of, listed
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.inputs import Inputs
+from smartcs.training.out_of_memory import is_out_of_memory
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.record import Record
 from smartcs.training.run_folder import CHECKPOINTS, LOSSES, METRICS, PRETRAINED, read_config, write_config
@@ -66,7 +65,10 @@ class Resumption:
         """
         path = Path(folder).expanduser()
         if (path / MANIFEST).is_file():
-            run, found = path.absolute().parent.parent, [path]
+            path = path.resolve()
+            if path.parent.name != CHECKPOINTS:
+                raise UsageError(f"--resume {folder}: a checkpoint outside of its run, expected it in {CHECKPOINTS}/")
+            run, found = path.parent.parent, [path]
         else:
             run, found = path, listed(path / CHECKPOINTS)
         if not found:
@@ -90,6 +92,14 @@ class Resumption:
     def pretraining(self) -> bool:
         """Whether the run was in its first stage."""
         return self.state["stage"] == PRETRAINING
+
+    def as_long(self, config: TrainConfig) -> TrainConfig:
+        """The settings with the cycles per epoch that the run began with, whatever its batches are now: the schedules
+        follow from the run's length.
+        """
+        if self.pretraining:
+            return config
+        return replace(config, cycles=self.state["loop"]["sampler"].get("cycles", config.cycles))
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where the run cannot go on with these settings; names them."""
@@ -116,7 +126,7 @@ class Resumption:
 
     def check_data(self, inputs: Inputs) -> None:
         """Raises DataError naming the first file that is not what the run was trained on."""
-        known, found = self.state["data"], data_digests(inputs)
+        known, found = self.state["data"], inputs.digests
         names = {(split, task) for some in (known, found) for split, tasks in some.items() for task in tasks}
         for split, task in sorted(names):
             if known.get(split, {}).get(task) != found.get(split, {}).get(task):
@@ -136,7 +146,9 @@ class Resumption:
                 load_pretrainer_state(pretrainer, self.state)
             else:
                 load_trainer_state(trainer, self.state)
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"{self.checkpoint.folder}: not a state of this run ({type(error).__name__}: {error})"
             ) from None
@@ -153,7 +165,7 @@ class Resumption:
         if best is None or _has(self.folder, best["files"]):
             return
         source = self.folder / CHECKPOINTS / best["checkpoint"]
-        MultitaskBert.from_pretrained(source).save_pretrained(self.folder)
+        write_files(self.folder, {name: copy_writer(source / name) for name in best["files"]})
 
     def finished(self, config: TrainConfig) -> bool:
         """Whether there is nothing left to do."""
@@ -180,13 +192,6 @@ def length_matters(config: TrainConfig) -> str:
     if config.bregman_tasks and config.bregman.beta != config.bregman.late_beta:
         return "the anchor's momentum changes after a share of them"
     return ""
-
-
-def data_digests(inputs: Inputs) -> dict[str, dict[str, str]]:
-    """Split -> task -> digest of its examples."""
-    return {
-        split: {name: examples_digest(task) for name, task in tasks.items()} for split, tasks in inputs.encoded.items()
-    }
 
 
 def conditions_of(environment: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from smartcs.report.tensorboard import TensorBoardLog, check_available
 from smartcs.training.checkpointing import Checkpointer
 from smartcs.training.config import TrainConfig
 from smartcs.training.device import choose_device, choose_recorder, describe_device
-from smartcs.training.distributed import Ranks
+from smartcs.training.distributed import PeerError, Ranks
 from smartcs.training.evaluation import Evaluation, evaluate
 from smartcs.training.inputs import Inputs
 from smartcs.training.interrupt import Stopped, StopRequest, stop_on_signals
@@ -31,7 +30,7 @@ from smartcs.training.plan import describe_plan
 from smartcs.training.pretraining import Pretrainer, pretrain
 from smartcs.training.progress import Progress, clock, make_progress, watch
 from smartcs.training.recipes import model_name
-from smartcs.training.record import Record
+from smartcs.training.record import Record, RunResult
 from smartcs.training.resume import Resumption, conditions_of
 from smartcs.training.run_folder import (
     METRICS,
@@ -46,21 +45,6 @@ from smartcs.training.skipping import NonFiniteLossError
 from smartcs.training.tables import closing_lines, figures_line, figures_table
 from smartcs.training.trainer import Trainer
 from smartcs.training.written import Written
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run left.
-
-    Attributes:
-        folder: weights, metrics.json, losses.csv and predictions.
-        metrics: the content of metrics.json.
-        signal: the signal that ended the run early, or None.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-    signal: int | None = None
 
 
 def train(config: TrainConfig, console: Console | None = None, resumed: Resumption | None = None) -> RunResult:
@@ -145,7 +129,7 @@ class _Run:
                 self._train(stop)
             except Stopped:
                 self._stopped(stop)
-            except (NonFiniteLossError, OutOfMemory, WorkerError, OSError) as error:
+            except (NonFiniteLossError, OutOfMemory, PeerError, WorkerError, OSError) as error:
                 if isinstance(error, NonFiniteLossError):
                     self.written.metrics(self._metrics(finished=True, diverged=True))
                 self._say(self.checkpoints.advice())
@@ -186,7 +170,8 @@ class _Run:
         )
 
     def _make_trainer(self) -> Trainer:
-        return Trainer(self.config, self.model, self.inputs.encoded["train"], self.recorder, self.ranks)
+        config = self.config if self.resumed is None else self.resumed.as_long(self.config)
+        return Trainer(config, self.model, self.inputs.encoded["train"], self.recorder, self.ranks)
 
     def _pretrain(self, stop: StopRequest) -> None:
         """The stage of masked language modelling, if there is one."""
@@ -208,6 +193,10 @@ class _Run:
                 )
             except NonFiniteLossError:
                 self.record.pretrained = pretrainer.metrics(diverged=True)
+                raise
+            except (OutOfMemory, PeerError):
+                if pretrainer.sampler.position == 0:  # in an evaluation, see `_evaluate`
+                    self._save_checkpoint()
                 raise
         if stop:
             raise Stopped
@@ -253,7 +242,7 @@ class _Run:
         report, batch_size = watch(progress, split, stop), self.config.eval_batch_size
         try:
             return evaluate(model, self.inputs.encoded[split], batch_size, report, self.ranks)
-        except OutOfMemory:
+        except (OutOfMemory, PeerError):
             self._save_checkpoint()  # the epoch's steps are over, and may be gone on from with smaller batches
             raise
 

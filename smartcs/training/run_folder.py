@@ -113,10 +113,12 @@ def _try_folder(folder: Path) -> None:
 
 
 def refuse_own_model(folder: Path, model: str) -> None:
-    """Raises UsageError where the output folder is the one the model was read from: starting would delete it."""
-    source = Path(model).expanduser()
-    if source.is_dir() and folder.is_dir() and source.samefile(folder):
-        raise UsageError(f"output {folder} is the folder that --model starts from: pass another --output")
+    """Raises UsageError where the output folder is the one the model was read from, or that one is the encoder or a
+    checkpoint of the run in it: starting would delete it.
+    """
+    source, own = Path(model).expanduser().resolve(), folder.resolve()
+    if source.is_dir() and (source in (own, own / PRETRAINED) or own / CHECKPOINTS in source.parents):
+        raise UsageError(f"output {folder} is, or holds, the folder that --model starts from: pass another --output")
 
 
 def clear_folder(folder: Path) -> None:

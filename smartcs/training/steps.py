@@ -19,7 +19,7 @@ from smartcs.data.encode import EncodedTask
 from smartcs.data.prefetch import Prefetcher
 from smartcs.data.sampling import RoundRobinSampler
 from smartcs.smart import BregmanAnchor
-from smartcs.training.distributed import ALONE, Ranks, without_averaging
+from smartcs.training.distributed import ALONE, Ranks, noticing, without_averaging
 from smartcs.training.epoch_losses import EpochLosses
 from smartcs.training.optim import AdamW
 from smartcs.training.out_of_memory import telling_what_needs_less
@@ -196,13 +196,14 @@ class StepLoop(ABC, Generic[Batch]):
         """One step: the terms of its `Loss` as numbers. Appends the time after each of its parts but the first."""
         terms, forward = [], 0.0
         for number, part in enumerate(slices, start=1):
-            with without_averaging(self.averaged, number < len(slices)):
+            with without_averaging(self.averaged, number < len(slices)), noticing():
                 begin = perf_counter()
                 loss = self._loss(task, part.batch)
                 terms.append(_numbers(loss))
                 forward += perf_counter() - begin
                 if number == len(slices):
-                    exchange = self.ranks.exchange(self._weighted(terms, slices))  # under way while gradients are
+                    # Under way while gradients are.
+                    exchange = self.ranks.exchange(() if self.whole else self._weighted(terms, slices))
                 backward(loss.total, part.weight)
                 del loss
         numbers, all_finite = (terms[0], True) if self.whole else weighted_means(exchange.wait())

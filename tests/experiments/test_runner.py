@@ -18,7 +18,8 @@ from smartcs.model.files import CheckpointError
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.pretraining import Pretrainer
-from smartcs.training.run import RunResult, train
+from smartcs.training.record import RunResult
+from smartcs.training.run import train
 from smartcs.training.skipping import Skips
 from smartcs.training.trainer import Trainer
 

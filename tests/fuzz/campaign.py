@@ -3,13 +3,14 @@
 Each target runs in a process of its own from the committed corpus; what it learns is thrown away with the process. An
 input that ends one is kept beside the corpus as found-<hash>, where test_readers.py runs it for ever after.
 
-    python tests/fuzz/campaign.py --inputs 1200000        what the recorded campaign did, hours on a shared core
+    python tests/fuzz/campaign.py                         all of them: 1,200,000 inputs
     python tests/fuzz/campaign.py --inputs 20000 --only data_file safetensors_file
 """
 
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,10 +34,6 @@ ENDS = ("crash", "timeout", "oom", "leak")  # what libFuzzer calls an input that
 LIMITS = ["-timeout=30", "-rss_limit_mb=4096", "-max_len=8192", "-print_final_stats=1", "-detect_leaks=0"]
 
 
-def paths() -> str:
-    return ":".join(map(str, (ROOT, ROOT / "tests", HERE)))
-
-
 def run_target(name: str, inputs: int, environment: dict[str, str]) -> dict[str, Any]:
     """One reader under atheris."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -52,14 +49,12 @@ def run_target(name: str, inputs: int, environment: dict[str, str]) -> dict[str,
         seconds = time.monotonic() - begun
         done = re.findall(r"number_of_executed_units: (\d+)", answer.stderr)
         kept = [keep(CORPUS / name, path) for kind in ENDS for path in Path(folder).glob(f"{kind}-*")]
-        features = re.findall(r" ft: (\d+)", answer.stderr)
     if answer.returncode != 0:
         print(answer.stderr[-3000:], file=sys.stderr)
     return {
         "target": name,
         "inputs": int(done[-1]) if done else 0,
         "seconds": round(seconds, 1),
-        "features": int(features[-1]) if features else 0,
         "found": sorted(kept),
         "ended": "as asked" if answer.returncode == 0 else f"exit status {answer.returncode}",
     }
@@ -100,13 +95,12 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help=f"leave {RESULTS.name} as it is")
     options = parser.parse_args()
 
-    import os
-
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from results_io import environment
 
     about = {key: value for key, value in environment().items() if key in ("commit", "dirty", "date", "cpu", "torch")}
-    inside = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (paths(), os.environ.get("PYTHONPATH"))))}
+    places = (ROOT, ROOT / "tests", HERE, os.environ.get("PYTHONPATH"))
+    inside = os.environ | {"PYTHONPATH": os.pathsep.join(str(place) for place in places if place)}
     total, failed = sum(SHARES[name] for name in options.only), False
     for name in options.only:
         count = max(1, options.inputs * SHARES[name] // total)

@@ -31,7 +31,9 @@ def lengths(rng: random.Random) -> Tensor:
 
 
 def dropout(rng: random.Random) -> Arguments:
-    return {"dropout_p": rng.choice((0.0, 0.3)), "seed": rng.randrange(2**62), "stream": rng.randrange(2**62)}
+    offset = torch.tensor([rng.randrange(2**62), rng.randrange(2**32)])
+    found = {"dropout_p": rng.choice((0.0, 0.3)), "seed": rng.randrange(2**62), "stream": rng.randrange(2**62)}
+    return {**found, "counter_offset": rng.choice((None, offset))}
 
 
 def attention(rng: random.Random) -> Arguments:
@@ -242,4 +244,4 @@ def wrong(rng: random.Random, value: Any, others: list[Tensor]) -> Any:
         return rng.choice(DTYPES)
     if isinstance(value, str):
         return rng.choice(TEXTS)
-    return rng.choice((None, 1, 0.5, torch.tensor([2]), torch.tensor(2**62), torch.empty(0, dtype=torch.int64), "x"))
+    return rng.choice((None, 1, 0.5, torch.tensor([2, 3]), torch.tensor(2**62), torch.empty(0, dtype=torch.int64), "x"))

@@ -324,7 +324,8 @@ RAW_BACKWARD_BAD = [
     ({"mean": torch.zeros(2)}, r"mean has shape \[2\], expected \[3\]"),
     ({"rstd": torch.zeros(3).double()}, "rstd has dtype Double, expected Float"),
     ({"words": 2}, r"input_ids\[1\] is 2, but its table has 2 rows"),
-    ({"positions": -1}, r"position_ids\[0\] is 0, but its table has -1 rows"),
+    ({"positions": 0}, r"position_ids\[0\] is 0, but its table has 0 rows"),
+    ({"positions": -1}, "tables have 4, 4 and -1 rows, expected no negative number"),
 ]
 
 

@@ -187,9 +187,14 @@ def test_raw_counter_offset(fused, stream, offset):
     noise = check_raw("perturb_noise", LIKE, 1.0, 3, stream, given)
     # Rows wrap: from the second on they are those from 0.
     assert torch.equal(noise[1:], torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream + offset)[:-1])
-    for wrong in (given.int(), given[:1], given.repeat(2)[::2]):
-        with pytest.raises(RuntimeError, match=r"counter_offset is .* on cpu, expected two int64 side by side"):
-            torch.ops.smartcs.perturb_noise(LIKE, 1.0, 3, stream, wrong)
+    for wrong, what in (
+        (given.int(), "has dtype Int"),
+        (given[:1], r"has shape \[1\]"),
+        (given.repeat(2)[::2], "must be contiguous"),
+    ):
+        for like in (LIKE, LIKE[:0]):
+            with pytest.raises(RuntimeError, match=f"perturb_noise: counter_offset {what}"):
+                torch.ops.smartcs.perturb_noise(like, 1.0, 3, stream, wrong)
 
 
 RAW_BAD = [

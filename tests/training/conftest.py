@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from smartcs.training.config import TrainConfig
-from smartcs.training.run import RunResult, train
+from smartcs.training.record import RunResult
+from smartcs.training.run import train
 from smartcs.training.trainer import Trainer
 
 

@@ -85,6 +85,3 @@ def close(name: str) -> float:
 
 
 TRAINED = [*RECIPES, "pretraining", *(f"fused {name}" for name in (*FUSED, "pretraining")), "device"]
-
-
-TRAINED = [*RECIPES, "pretraining", *(f"fused {name}" for name in (*FUSED, "pretraining")), "device"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from smartcs.training.record import RunResult
 from smartcs.training.resume import Resumption
-from smartcs.training.run import RunResult, train
+from smartcs.training.run import train
 
 
 def go_on(folder: Path | str, console: Console | None = None, **values) -> RunResult:

@@ -135,6 +135,8 @@ def test_the_dropout_that_is_announced_is_the_encoders(config, rate, text):
 def test_the_folder_a_run_starts_from_is_not_overwritten(config, quiet_train, encoder_folder, tmp_path):
     quiet_train(config(cycles=1))
     run = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"run is the folder that --model starts from: pass another --output"):
+    with pytest.raises(
+        UsageError, match=r"run is, or holds, the folder that --model starts from: pass another --output"
+    ):
         quiet_train(config(cycles=1, model=str(run), output=run, overwrite=True))
     assert smartcs.MultitaskBert.from_pretrained(run) is not None

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from run_comparison import differences
+from training.resuming import go_on
 
+from smartcs.training import run as run_module
+from smartcs.training.commandline import UsageError
 from smartcs.training.resume import Resumption
 from smartcs.training.run_folder import read_config
+from smartcs.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +204,37 @@ def test_where_there_is_nothing(command, tmp_path, monkeypatch, where, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = command("train", "--resume", where)
     assert code == 2 and f"--resume {where}: {message}" in one_line(err)
+
+
+def test_a_checkpoint_without_its_run_is_refused(command, begun, tmp_path):
+    copy = shutil.copytree(begun / "checkpoints" / "step-00000006", tmp_path / "backup" / "step-00000006")
+    code, _, err = command("train", "--resume", copy)
+    assert code == 2 and "a checkpoint outside of its run" in one_line(err)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "begun"] == ["backup"]
+
+
+def test_a_run_does_not_delete_the_checkpoint_it_starts_from(begun, short, quiet_train):
+    source = begun / "checkpoints" / "step-00000006"
+    with pytest.raises(UsageError, match="begun is, or holds, the folder that --model starts from"):
+        quiet_train(short(output=begun, model=str(source), overwrite=True))
+    assert (source / "model.safetensors").is_file()
+
+
+def test_schedules_keep_the_length_of_the_run(short, quiet_train, stop_at, tmp_path, monkeypatch):
+    """With larger batches an epoch would be shorter, and the anchor's momentum change sooner."""
+    lengths = []
+
+    def trainer(config, *others):
+        made = Trainer(config, *others)
+        lengths.append((config.cycles, made.sampler.cycles, made.objective.anchor.beta))
+        return made
+
+    monkeypatch.setattr(run_module, "Trainer", trainer)
+    stop_at(4)
+    begun = quiet_train(short(output=tmp_path / "run", cycles=None, recipe="smart-bregman"))
+    go_on(begun.folder, batch_sst=24, batch_qqp=24, batch_sts=24)
+    (_, cycles, beta), again = lengths
+    assert again == (cycles, cycles, beta)
 
 
 def test_overwrite_removes_checkpoints_and_nothing_else(begun, short, quiet_train):

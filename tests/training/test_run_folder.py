@@ -85,14 +85,14 @@ def test_losses_are_on_disk_after_every_cycle_and_exact(tmp_path):
             log.add(Step(step, 1, 1, "sst", value, 11, 0.1))
         assert len((tmp_path / "losses.csv").read_text().splitlines()) == 1 + 6
     lines = (tmp_path / "losses.csv").read_text().splitlines()
-    assert lines[0] == "step,epoch,task,loss,tokens,smart,alignment,perturbation,bregman" and len(lines) == 8
-    assert lines[7].startswith("7,1,sst,0.10000095") and lines[7].endswith(",11,,,,")
+    assert lines[0] == "step,epoch,task,loss,tokens,smart,alignment,perturbation,bregman,skipped" and len(lines) == 8
+    assert lines[7].startswith("7,1,sst,0.10000095") and lines[7].endswith(",11,,,,,")
 
 
 def test_losses_of_regularisers_are_logged(tmp_path):
     with LossLog(tmp_path, tasks=3) as log:
         log.add(Step(1, 1, 1, "sst", 0.5, 11, 0.1, smart=2e-9, alignment=0.25, perturbation=1.0, bregman=0.0))
-    assert (tmp_path / "losses.csv").read_text().splitlines()[1] == "1,1,sst,0.5,11,2e-09,0.25,1,0"
+    assert (tmp_path / "losses.csv").read_text().splitlines()[1] == "1,1,sst,0.5,11,2e-09,0.25,1,0,"
 
 
 def test_a_folder_that_cannot_be_made_is_refused_and_a_good_one_not_left(tmp_path):
