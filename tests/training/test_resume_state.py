@@ -67,9 +67,10 @@ def test_no_part_can_be_left_out(short, quiet_train, stop_at, monkeypatch, stage
     monkeypatch.setattr(run_module, "evaluate", scored)
     pretraining = stage == "pretraining"
     settings = {"recipe": "pretrain" if pretraining else "smart-bregman", "cycles": 1 if pretraining else 2}
+    settings |= {"pretrain.cycles": 2} if pretraining else {}
     whole = quiet_train(short("whole", **settings)).folder
     states = []
-    for step in (2, 5) if pretraining else (2, 8):
+    for step in (2, 8):
         stop_at(step, *([Pretrainer] if pretraining else []))
         folder = quiet_train(short(f"stopped-{step}", **settings)).folder
         states.append(Resumption.find(folder))
@@ -99,4 +100,5 @@ def test_no_part_can_be_left_out(short, quiet_train, stop_at, monkeypatch, stage
             continue
         if not differences(whole, found.folder):
             survived.append(path)
-    assert survived == [()]
+    # How many epochs are over counts only between the last one's steps and its evaluation.
+    assert survived == [(), ("loop", "sampler", "epoch")][: 2 if pretraining else 1]
