@@ -66,8 +66,8 @@ def attention(
     if scale is None:
         scale = 1.0 / math.sqrt(qkv.shape[-1])
     check_number("attention", "scale", scale)
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"attention: scale is {scale}, expected a finite number")
+    if not abs(scale) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"attention: scale is {scale}, expected a finite number of float32")
     implementation = _Attention.apply if use_fused("attention", qkv) else attention_reference
     return implementation(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed, stream, counter_offset)
 

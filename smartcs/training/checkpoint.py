@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -189,7 +190,7 @@ def _read_manifest(folder: Path) -> tuple[int, tuple[str, ...], dict[str, tuple[
         raise CheckpointError(f"{path}: missing, expected a checkpoint")
     manifest = read_json(path)
     if manifest.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: format is {manifest.get('format')!r}, expected {_FORMAT}")
+        raise CheckpointError(f"{path}: format is {reprlib.repr(manifest.get('format'))}, expected {_FORMAT}")
     if manifest.pop("sha256", None) != _own_digest(manifest):
         raise CheckpointError(f"{path}: its own SHA-256 is another: it has changed since it was written")
     try:
@@ -198,7 +199,8 @@ def _read_manifest(folder: Path) -> tuple[int, tuple[str, ...], dict[str, tuple[
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a manifest ({type(error).__name__}: {error})") from None
     if type(step) is not int or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in needs):
-        raise CheckpointError(f"{path}: step is {step!r} and needs {needs!r}, expected a number and names")
+        found = f"step is {reprlib.repr(step)} and needs {reprlib.repr(needs)}"
+        raise CheckpointError(f"{path}: {found}, expected a number and names")
     return step, needs, files
 
 

@@ -162,6 +162,8 @@ MAKERS: dict[str, Callable[[random.Random], Arguments]] = {
     "symmetric_kl_bwd": symmetric_kl,
 }  # fmt: skip
 
+MOST = 2**24  # numbers of a tensor that is changed further
+
 
 def freed(tensor: Tensor) -> bool:
     """Whether there is no memory behind a tensor that has numbers."""
@@ -171,7 +173,7 @@ def freed(tensor: Tensor) -> bool:
 
 def wrong_tensor(rng: random.Random, tensor: Tensor, others: list[Tensor]) -> Any:
     """Something else in a tensor's place."""
-    if freed(tensor):  # PyTorch's own functions, which would change it, crash on it
+    if freed(tensor) or tensor.numel() > MOST:  # PyTorch's own functions, which would change it, crash or take hours
         return tensor
     kind = rng.randrange(16)
     shape = list(tensor.shape)
@@ -199,7 +201,8 @@ def wrong_tensor(rng: random.Random, tensor: Tensor, others: list[Tensor]) -> An
         shape[rng.randrange(len(shape))] = rng.choice((1000, 2**36, 2**40))
         return torch.ones((), dtype=tensor.dtype).expand(shape)
     if kind == 9:
-        empty = tensor.clone()
+        # Contiguous: PyTorch's own contiguous() crashes on freed memory.
+        empty = tensor.clone(memory_format=torch.contiguous_format)
         empty.untyped_storage().resize_(0)
         return empty
     if kind == 10 and others:
