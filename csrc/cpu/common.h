@@ -142,6 +142,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 template <class Kernel>
 at::Tensor summed(Kernel kernel, const void* partials, int64_t count, int64_t columns, at::ScalarType dtype) {
   at::Tensor total = empty({columns}, dtype);
+  if (columns == 0) return total;  // of no columns there may be more rows than can be counted through
   at::parallel_for(0, ceil_div(columns, 64), grain(64 * count), [&](int64_t begin, int64_t end) {
     kernel(partials, count, columns, total.data_ptr(), begin * 64, std::min(end * 64, columns));
   });

@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "address",
         "perturb.cpp",
-        "static_cast<uint64_t>(seed), ",
-        "static_cast<uint64_t>(seed + 1), ",
+        "static_cast<uint64_t>(seed),",
+        "static_cast<uint64_t>(seed + 1),",
         "ops.perturb_noise(torch.ones(2, 3), 1.0, 2**63 - 1, 0)",
         "runtime error: signed integer overflow",
     ),
@@ -154,7 +154,8 @@ def run_tests(name: str, package: Path | None) -> dict[str, Any]:
     passed = re.findall(r"(\d+) passed", text)
     found = FOUND.findall(text)
     if answer.returncode != 0:
-        print(text[-6000:], file=sys.stderr)
+        first = FOUND.search(text)
+        print(text[first.start() :][:6000] if first else text[-6000:], file=sys.stderr)
     return {
         "tests": int(passed[-1]) if passed else 0,
         "seconds": round(time.monotonic() - begun),
@@ -177,14 +178,15 @@ def mutated(mutant: Mutant, package: Path) -> Path:
     wrong.write_text(text.replace(mutant.old, mutant.new))
     entries = json.loads((build_folder / "compile_commands.json").read_text())
     entry = next(entry for entry in entries if entry["file"] == str(source))
-    command = entry["command"].replace(str(source), str(wrong)).replace(entry["output"], str(compiled))
+    whole = str(re.search(r" -o (\S+)", entry["command"])[1])  # type: ignore[index]
+    command = entry["command"].replace(str(source), str(wrong)).replace(whole, str(compiled))
     subprocess.run(f"{command} -I{source.parent}", shell=True, check=True, cwd=build_folder)
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     asked = subprocess.run(
         [str(ninja), "-t", "commands", "-s", "_ops.so"], cwd=build_folder, capture_output=True, text=True
     )
     link = asked.stdout.strip().splitlines()[-1]
-    link = link.replace(entry["output"], str(compiled)).replace("-o _ops.so", f"-o {target}/smartcs/_ops.so")
+    link = link.replace(whole, str(compiled)).replace("-o _ops.so", f"-o {target}/smartcs/_ops.so")
     subprocess.run(link, shell=True, check=True, cwd=build_folder)
     return target
 
