@@ -3,9 +3,9 @@
     PYTHONPATH=tests python benchmarks/resume_equality.py                  all; ten minutes of a quiet machine
     PYTHONPATH=tests python benchmarks/resume_equality.py --only baseline
 
-Two epochs of six steps, with dropout; the first stop is in the first epoch (with pretraining in the second one of that),
-the next in the second epoch. Weights, optimizer state, anchor, losses, predictions and figures must be equal to the bit;
-what was found is in benchmarks/results/resume-equality.json.
+Two epochs of six steps, with dropout; the first stop is in the first epoch (or in the second one of pretraining), the
+next in the second epoch. Weights, optimizer state, anchor, losses, predictions and figures must be equal to the bit.
+What was found is in benchmarks/results/resume-equality.json.
 """
 
 import argparse
@@ -85,11 +85,15 @@ def main() -> None:
             torch.set_num_threads(threads)
             with TemporaryDirectory(dir=name) as folder:
                 found = compare({**base, "recipe": recipe, "fused": fused}, Path(folder))
-            rows.append({"recipe": recipe, "ops": "fused" if fused else "reference", "threads": threads, "differ": found})
+            rows.append(
+                {"recipe": recipe, "ops": "fused" if fused else "reference", "threads": threads, "differ": found}
+            )
             print(f"{recipe}, {rows[-1]['ops']}, threads {threads}: {found or 'equal to the bit'}", flush=True)
     about = {key: value for key, value in machine().items() if key in ("commit", "dirty", "date", "cpu")}
     if not options.no_record and options.only == list(RECIPES):
-        PATH.write_text(json.dumps({**about, "seconds": round(time.monotonic() - begun), "rows": rows}, indent=1) + "\n")
+        PATH.write_text(
+            json.dumps({**about, "seconds": round(time.monotonic() - begun), "rows": rows}, indent=1) + "\n"
+        )
     sys.exit(any(row["differ"] for row in rows))
 
 

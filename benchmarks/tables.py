@@ -19,6 +19,7 @@ import distributed_tables
 import experiment_tables
 import gpu_proofs
 import gpu_tables
+import robustness_summary
 import robustness_tables
 from goals import goals_table
 from gpu_resources_table import CPP, TRITON, resources_table
@@ -32,6 +33,14 @@ PAGES = (
         ROOT / "docs" / f"{page}.md"
         for page in ("performance", "experiment", "gpu", "gpu-resources", "distributed", "robustness")
     ),
+)
+WITH_TABLES = (
+    experiment_tables,
+    gpu_tables,
+    gpu_proofs,
+    distributed_tables,
+    robustness_tables,
+    robustness_summary,
 )
 PROFILE, PICTURE = ROOT / "docs" / "profile.md", ROOT / "docs" / "cycle.png"
 OWN = "smartcs"
@@ -196,7 +205,14 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "gpu-resources-cpp": lambda: resources_table(CPP, folder),
         **{
             name: partial(table, folder)
-            for one in (experiment_tables, gpu_tables, gpu_proofs, distributed_tables, robustness_tables)
+            for one in (
+                experiment_tables,
+                gpu_tables,
+                gpu_proofs,
+                distributed_tables,
+                robustness_tables,
+                robustness_summary,
+            )
             for name, table in one.TABLES.items()
         },
     }

@@ -1,12 +1,18 @@
 """Reading and writing the files of a checkpoint folder, and the two errors that go with them."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from smartcs._reading import JSON_BYTES, parse_json, read_text
 
@@ -67,6 +73,24 @@ def json_writer(value: Mapping[str, Any]) -> Writer:
 def text_writer(text: str) -> Writer:
     """A writer for `write_files` that stores `text` as UTF-8 with its line ends untouched."""
     return lambda path: _write_text(path, text)
+
+
+def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
+    """A writer for `write_files` that stores tensors of any device and layout as safetensors.
+
+    They are copied to the host, where they must be, when the file is written: only one file's are there at a time.
+    """
+
+    def write(path: Path) -> None:
+        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(on_host, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say, which is an OSError everywhere else
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+    return write
 
 
 def copy_writer(source: Path) -> Writer:

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +25,7 @@ from smartcs.data.packing import PackedBatch
 from smartcs.data.pairs import sentences_of_pairs
 from smartcs.data.prefetch import Prefetcher
 from smartcs.model.bert import BertModel, PerturbAt
-from smartcs.model.files import CheckpointError, Writer, json_writer, read_json
+from smartcs.model.files import CheckpointError, Writer, json_writer, read_json, tensor_writer
 from smartcs.model.sources import resolve
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import load_tokenizer
@@ -200,10 +199,9 @@ class MultitaskBert(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes encoder and tokenizer in Hugging Face's form, the heads beside them."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
         heads: dict[str, Writer] = {
             HEADS_CONFIG: json_writer({"format": _FORMAT, "heads": asdict(self.head_config)}),
-            HEADS_WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+            HEADS_WEIGHTS: tensor_writer(self.heads.state_dict()),
         }
         # All in one go, so that no crash leaves the new encoder beside the old heads.
         save_checkpoint(folder, asdict(self.bert.config), self.bert.state_dict(), self.tokenizer, extra=heads)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from smartcs.model.files import CheckpointError, Writer, json_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, Writer, json_writer, read_json, tensor_writer, write_files
 from smartcs.model.hf_config import (
     POOLINGS,
     config_from_hf,
@@ -204,7 +203,7 @@ def save_checkpoint(
     tensors = state_dict_to_hf(state_dict, config)
     writers: dict[str, Writer] = {
         "config.json": json_writer(hf_config),
-        "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        "model.safetensors": tensor_writer(tensors),
     }
     optional = {"1_Pooling/config.json"}
     pooling = pooling_to_hf(config["pooling"], config["hidden_size"])

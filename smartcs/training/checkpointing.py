@@ -43,6 +43,7 @@ class Checkpointer:
         self._model, self._inputs = inputs.model, inputs
         self.conditions = conditions
         self.last: Checkpoint | None = None
+        self._failed = False
         self.seconds = 0.0
 
     def advice(self) -> str:
@@ -70,10 +71,11 @@ class Checkpointer:
             loop: of the stage, between two steps.
             record: what the run has reached.
             log: losses.csv of the stage, with all steps so far.
-            final: whether the run ends with it: it is an error then that it cannot be written, and else a warning.
+            final: whether the run ends with it. It is an error then that it cannot be written, and else a warning; but
+                the second in a row is an error, too, or a run would train on with ever more to lose.
 
         Raises:
-            OSError: a final one could not be written. The one before is whole.
+            OSError: it could not be written. The one before is whole.
         """
         if not self._config.keep:
             return
@@ -93,10 +95,12 @@ class Checkpointer:
         except OSError as error:
             before = "there is none before it" if self.last is None else f"the one before, {self.last.folder}, is whole"
             message = f"the checkpoint of step {step} could not be written ({error}); {before}"
-            if final:
+            if final or self._failed:
                 raise OSError(message) from error
+            self._failed = True
             self._say(f"warning: {message}; going on")
         else:
+            self._failed = False
             prune(self._run / CHECKPOINTS, self.last, self._config.keep)
         finally:
             self.seconds += perf_counter() - begin

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from smartcs.model.files import CheckpointError, Writer, read_json, text_writer, write_files
+from smartcs.model.files import CheckpointError, Writer, read_json, tensor_writer, text_writer, write_files
 from smartcs.model.tensor_files import read_tensors
 
 STATE = "state.json"
@@ -31,7 +30,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     for part, content in state.items():
         tensors = dict(_tensors(content)) if isinstance(content, Mapping) else {}
         if tensors:
-            writers[f"{part}.safetensors"] = _tensor_writer(tensors)
+            writers[f"{part}.safetensors"] = tensor_writer(tensors)
     write_files(folder, writers)
 
 
@@ -59,14 +58,6 @@ def read_state(folder: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{file}: {name} has no place in {STATE}")
             place[last] = tensor
     return state
-
-
-def _tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
-    def write(path: Path) -> None:
-        # One file after the other: where tensors are on a GPU, only one file's are on the host at a time.
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-    return write
 
 
 def _tensors(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_models import small_multitask as model
 from transformers import BertModel as TransformersBert
@@ -222,10 +223,12 @@ def test_a_save_that_fails_leaves_the_old_encoder_and_heads(tmp_path, monkeypatc
     m.save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    def full(tensors, path, **options):
+        if "heads" in path.name:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, **options)
 
-    monkeypatch.setattr("smartcs.model.multitask.save_file", full)
+    monkeypatch.setattr("smartcs.model.files.save_file", full)
     with torch.no_grad():
         m.bert.embeddings.norm.weight.add_(1)
     with pytest.raises(OSError, match="No space left"):

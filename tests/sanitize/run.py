@@ -11,7 +11,7 @@ address: AddressSanitizer and UndefinedBehaviorSanitizer over the fifth of tests
   instruction set, thread count, layout, edge and refusal (KINDS); the others run the same kernels on other numbers.
 thread: ThreadSanitizer over the tests with several threads (`-k thread`); elsewhere the tests run one.
 emulation: tests/cuda, the GPU kernels' device code on the host, under address and undefined; but for
-  test_emulation.py, whose kernels are wrong on purpose.
+  test_emulation.py and test_rejects, whose kernels are wrong on purpose.
 
 Leaks are not looked for: Python and PyTorch keep what they hold until the process ends. Valgrind is left out: what it
 would see beyond AddressSanitizer is reading memory that was never written, and it knows neither AVX-512 nor AMX.
@@ -44,7 +44,8 @@ KINDS = (
 SELECTED = {
     "address": ["tests/ops", "--ignore=tests/ops/test_compile.py", "-k", KINDS],
     "thread": ["tests/ops", "--ignore=tests/ops/test_compile.py", "-k", "thread"],
-    "emulation": ["tests/cuda", "--ignore=tests/cuda/test_compiles.py", "--ignore=tests/cuda/test_emulation.py"],
+    "emulation": ["tests/cuda", "--ignore=tests/cuda/test_compiles.py", "--ignore=tests/cuda/test_emulation.py"]
+    + ["-k", "not rejects"],
 }
 
 
@@ -180,7 +181,7 @@ def mutated(mutant: Mutant, package: Path) -> Path:
     entry = next(entry for entry in entries if entry["file"] == str(source))
     whole = str(re.search(r" -o (\S+)", entry["command"])[1])  # type: ignore[index]
     command = entry["command"].replace(str(source), str(wrong)).replace(whole, str(compiled))
-    subprocess.run(f"{command} -I{source.parent}", shell=True, check=True, cwd=build_folder)
+    subprocess.run(f"{command} -w -I{source.parent}", shell=True, check=True, cwd=build_folder)
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     asked = subprocess.run(
         [str(ninja), "-t", "commands", "-s", "_ops.so"], cwd=build_folder, capture_output=True, text=True

@@ -21,7 +21,7 @@ from smartcs.training.pretraining import Pretrainer
 from smartcs.training.recipes import RECIPES
 from smartcs.training.resume import Resumption
 
-# Those that keep what others do not; benchmarks/faults.py has all of them on both backends, at 1 and 2 threads.
+# Those that keep what others do not; benchmarks/resume_equality.py has all on both backends, at 1 and 2 threads.
 ON_THE_REFERENCE = ("baseline", "stickland", "pretrain-smart-bregman-cosine", "smart-adv-bregman")
 
 
