@@ -136,7 +136,7 @@ class Runs:
             row.resumed += 1
             row.bytes_corrupted += bytes_that_differ(self.whole(), run)
             return said
-        refused(process, "checkpoint")
+        refused(process, "checkpoint", "is no folder")
         return self.again(run, row)
 
     def again(self, run: Path, row: Row) -> str:
@@ -156,11 +156,12 @@ def done(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def refused(process: subprocess.Popen[str], *words: str) -> str:
-    """What a process that must fail has printed: no traceback, and one of the words in its last lines."""
+def refused(process: subprocess.Popen[str], *words: str, traceback: bool = False) -> str:
+    """What a process that must fail has printed: no traceback, or only another's, and a word at its end."""
     said, _ = process.communicate(timeout=LIMIT)
     last = " ".join(said.strip().splitlines()[-4:])
-    if process.returncode in (0, -signal.SIGKILL) or "Traceback" in said or not any(word in last for word in words):
+    plain = traceback or "Traceback" not in said
+    if process.returncode in (0, -signal.SIGKILL) or not plain or not any(word in last for word in words):
         raise Fault(f"exit status {process.returncode}, expected an error with one of {words}: {said[-1500:]}")
     return said
 

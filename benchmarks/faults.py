@@ -100,7 +100,7 @@ def worker(runs: Runs, rng: random.Random) -> Row:
                 raise SystemExit("faults: torchrun has no processes to kill")
             os.kill(victims[number % len(victims)], signal.SIGKILL)
             row.hit("a process of torchrun")
-            refused(process, "rror", "ended", "Signal 9", "SIGKILL")
+            refused(process, "Signal 9", traceback=True)  # torchrun's own
             row.refused += 1
             two.go_on(run, row)
             print(f"worker: process {number + 1} of torchrun", flush=True)

@@ -98,11 +98,7 @@ def processes(folder: Path) -> list[list[str]]:
     for tolerance in sorted({row["tolerance"] for row in rows}):
         of = [row for row in rows if row["tolerance"] == tolerance]
         kind = "float64, reference" if tolerance < 1e-6 else "float32, fused"
-        for key, what in (
-            ("processes 2", "2 processes equal"),
-            ("processes 3", "3 processes equal"),
-            ("slices", "`--accumulate 3` equals"),
-        ):
+        for key, what in PROCESSES.items():
             most = max(row[key] for row in of)
             lines.append(
                 [
