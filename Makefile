@@ -1,8 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), fuzz, sanitize, tidy, bench, measure,
-# experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), fuzz, faults, sanitize, tidy, bench,
+# measure, experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format fuzz sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
+.PHONY: demo test check format fuzz faults sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -97,6 +97,11 @@ check: $(STAMPS)/dev
 fuzz: $(STAMPS)/dev
 	$(PIP) --quiet atheris
 	$(BIN)/python tests/fuzz/campaign.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
+
+# Runs that are killed, filled disks, damaged checkpoints; each resumed and compared. ARGS="--only kill --kills 5".
+faults: $(STAMPS)/dev
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py $(ARGS)
 	$(BIN)/python benchmarks/tables.py
 
 # The ops' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: builds of their own, with g++.
