@@ -1,8 +1,8 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), fuzz, sanitize, tidy, bench, measure,
-# experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
+# check (what CI checks besides tests), format (fixes what can be fixed), faults, fuzz, sanitize, tidy, bench,
+# measure, experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
 # Handed to pytest, e.g. make test ARGS="-k attention -x"
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format fuzz sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
+.PHONY: demo test check format faults fuzz sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -92,6 +92,11 @@ check: $(STAMPS)/dev
 	$(BIN)/python benchmarks/tables.py --check
 	@awk -v max=$(MAX_LINES) 'FNR == max + 1 { print FILENAME ": more than " max " lines"; bad = 1 } \
 		END { exit bad }' $(MEASURED)
+
+# Runs that are killed, that find the disk full, whose checkpoints are damaged; half an hour. ARGS="--only disk".
+faults: $(STAMPS)/test
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
 
 # Every reader and op on inputs that nobody would write; an hour or so of a core. ARGS="--inputs 20000 --only data_file".
 fuzz: $(STAMPS)/dev
