@@ -1,7 +1,7 @@
 # make demo   trains on three tasks with the fused ops, on the embedded data, and prints the dev table
 # make test   runs the test suite
 # Both first install what they need into .venv; a second run installs only what changed. The other targets:
-# check (what CI checks besides tests), format (fixes what can be fixed), fuzz, faults, sanitize, tidy, bench,
+# check (what CI checks besides tests), format (fixes what can be fixed), faults, fuzz, sanitize, tidy, bench,
 # measure, experiment, gpu-check, gpu-model, gpu-proofs, gpu-resources, install, install-check, cuda-build-check, clean.
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ else
 endif
 INSTALLED := $(STAMPS)/install-$(HAVE_CXX)$(if $(filter-out 0,$(SMARTCS_WERROR)),-werror)
 
-.PHONY: demo test check format fuzz faults sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
+.PHONY: demo test check format faults fuzz sanitize tidy bench measure experiment gpu-check gpu-model gpu-proofs gpu-resources install install-check cuda-build-check clean
 .DELETE_ON_ERROR:
 # Two pips must not install into one environment at a time; ninja and pip use the cores by themselves.
 .NOTPARALLEL:
@@ -93,15 +93,15 @@ check: $(STAMPS)/dev
 	@awk -v max=$(MAX_LINES) 'FNR == max + 1 { print FILENAME ": more than " max " lines"; bad = 1 } \
 		END { exit bad }' $(MEASURED)
 
+# Runs that are killed, that find the disk full, whose checkpoints are damaged; half an hour. ARGS="--only disk".
+faults: $(STAMPS)/test
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
+
 # Every reader and op on inputs that nobody would write; an hour or so of a core. ARGS="--inputs 20000 --only data_file".
 fuzz: $(STAMPS)/dev
 	$(PIP) --quiet atheris
 	$(BIN)/python tests/fuzz/campaign.py $(ARGS)
-	$(BIN)/python benchmarks/tables.py
-
-# Runs that are killed, filled disks, damaged checkpoints; each resumed and compared. ARGS="--only kill --kills 5".
-faults: $(STAMPS)/dev
-	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py $(ARGS)
 	$(BIN)/python benchmarks/tables.py
 
 # The ops' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: builds of their own, with g++.
