@@ -136,7 +136,7 @@ class Runs:
             row.resumed += 1
             row.bytes_corrupted += bytes_that_differ(self.whole(), run)
             return said
-        refused(process, "checkpoint", "is no folder")
+        refused(process, "holds no checkpoint", "is no folder")
         return self.again(run, row)
 
     def again(self, run: Path, row: Row) -> str:

@@ -63,19 +63,24 @@ def faults(folder: Path) -> list[list[str]]:
     lines = []
     for kind, row in read("faults.json", folder).items():
         ended = [f"{row['resumed']} resumed"] + (
-            [f"{row['again']} had none yet and began again"] if row["again"] else []
+            [f"{row['again']} had none that was whole and began again"] if row["again"] else []
         )
         lost = f"at most {row['steps_lost']} steps lost (bound {row['bound']})"
         lines.append(
             [
                 FAULTS[kind],
-                f"{row['injected']} faults",
+                f"{row['injected']} faults{_moments(row['moments'])}",
                 f"{', '.join(ended)}; {lost}; {row['bytes_corrupted']} bytes corrupted",
                 str(sum(one["by"] == f"faults: {kind}" for one in read("fuzz.json", folder).get("findings", []))),
                 f"`PYTHONPATH=tests python benchmarks/faults.py --only {kind}`",
             ]
         )
     return lines
+
+
+def _moments(hit: dict[str, int]) -> str:
+    """How many faults hit what, where that is short to say."""
+    return "" if len(hit) > 3 else ": " + ", ".join(f"{count} {moment}" for moment, count in hit.items())
 
 
 def resuming(folder: Path) -> list[list[str]]:
