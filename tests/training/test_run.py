@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_diverged_run_keeps_its_curve_and_best_weights(config, quiet_train, monk
     settings = config(epochs=2, max_skipped_steps=1)
     with pytest.raises(NonFiniteLossError, match=r"at step 25 \(epoch 2\)"):
         quiet_train(settings)
-    folder = run_module.Path(settings.output)
+    folder = Path(settings.output)
     assert len(read_losses(folder)) == 24
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["diverged"] is True and metrics["best_epoch"] == 1 and len(metrics["epochs"]) == 1
@@ -284,7 +285,7 @@ def test_metrics_are_written_after_every_epoch(config, quiet_train, monkeypatch)
     settings = config(epochs=2)
     with pytest.raises(MemoryError):
         quiet_train(settings)
-    metrics = json.loads((run_module.Path(settings.output) / "metrics.json").read_text())
+    metrics = json.loads((Path(settings.output) / "metrics.json").read_text())
     assert metrics["finished"] is False and [epoch["epoch"] for epoch in metrics["epochs"]] == [1]
 
 
