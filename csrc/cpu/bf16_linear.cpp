@@ -239,6 +239,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_bf16_bwd(
                      [&](int64_t begin, int64_t end) { engine.kernels->gradient[is_low(grad_y)](args, begin, end); });
   }
   Result grad_x{need_x ? empty({rows, inputs}, grad_x_dtype) : empty({0}, grad_x_dtype)};
+  // NOLINTNEXTLINE(bugprone-unchecked-optional-access): checked above where need_x is
   if (need_x) multiply(engine, low, rows, const_bits(*packed_t), outputs, grad_x);
   low.memory.reset();
   Result grad_weight{need_weight ? empty({outputs, inputs}, at::kFloat) : empty({0}, at::kFloat)};

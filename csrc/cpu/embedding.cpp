@@ -77,7 +77,7 @@ at::Tensor zeros(int64_t rows, int64_t columns, at::ScalarType dtype) {
   void* memory = std::calloc(bytes + kAlignment, 1);
   TORCH_CHECK(memory != nullptr, kOp, ": out of memory for a gradient of ", bytes, " bytes");
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
-  void* aligned = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  void* aligned = static_cast<char*>(memory) + (kAlignment - address % kAlignment) % kAlignment;
   return at::from_blob(
       aligned, {rows, columns}, [memory](void*) { std::free(memory); }, at::TensorOptions().dtype(dtype));
 }

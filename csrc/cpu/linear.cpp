@@ -24,7 +24,7 @@ constexpr const char* kOp = "linear";
 std::optional<c10::OperatorHandle> find_onednn() {
 #if defined(__x86_64__)
   if (__builtin_cpu_is("intel")) return std::nullopt;
-  const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
   // (X, W, B, attr, scalars, algorithm) -> Y: not a public interface, so its shape is checked before it is trusted.
   if (!op.has_value() || !op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) return std::nullopt;
   const auto& schema = op->schema();
@@ -62,6 +62,7 @@ at::Tensor product(bool with_onednn, const at::Tensor& a, const at::Tensor& b,
   stack.emplace_back("none");
   stack.emplace_back(c10::List<std::optional<at::Scalar>>());
   stack.emplace_back();  // no algorithm
+  // NOLINTNEXTLINE(bugprone-unchecked-optional-access): with_onednn is use_onednn's answer
   onednn()->callBoxed(stack);
   return stack.front().toTensor();
 }

@@ -43,9 +43,11 @@ Norm parsed_norm(const std::string& name) {
   return Norm::one;
 }
 
+// NOLINTBEGIN(performance-unnecessary-value-param): an operator's strings are passed so
 std::tuple<at::Tensor, at::Tensor> perturb_step(const at::Tensor& v, const at::Tensor& g,
                                                 const std::optional<at::Tensor>& cu_seqlens, std::string update,
                                                 std::string norm, double step_size, double radius, double norm_eps) {
+  // NOLINTEND(performance-unnecessary-value-param)
   constexpr const char* kOp = "perturb";
   check_cpu_contiguous(v, kOp, "v");
   TORCH_CHECK(v.dim() == 2 && v.size(1) > 0, kOp, ": v has shape ", v.sizes(), ", expected (N, C) with C > 0");
