@@ -244,18 +244,15 @@ def _adamw(call: Call) -> list[Launch]:
     copies = size(call.specs("packed"))
     each = math.ceil(len(parameters) / ADAMW_TENSORS)
     kernels = {
-        "squares": updated,
-        "prepare": 3 * LONG * len(parameters),
+        "begin": updated,
         "update": 7 * updated + still + 2 * size(anchors) + copies,
     }
     return [Launch(f"adamw {kernel}", moved // each) for kernel, moved in kernels.items() for _ in range(each)]
 
 
-def is_whole(dtype: torch.dtype, tokens: int, max_seqlen: int) -> bool:
-    """Whether attention's backward pass is one kernel: a block has all keys, as `_Launch` in kernels/attention.py."""
-    longest = min(max_seqlen, tokens)
-    places = longest // 64 * 64 + min(longest % 64 * 4, 64)
-    return dtype.itemsize == 2 and places <= WHOLE_KEYS
+def is_whole(dtype: torch.dtype, length: int) -> bool:
+    """Whether one kernel does a sentence's backward pass of attention: `_whole` in kernels/attention.py."""
+    return dtype.itemsize == 2 and length // 64 * 64 + min(length % 64 * 4, 64) <= WHOLE_KEYS
 
 
 def _pairs(lengths: Sequence[int], qkv: Spec) -> int:
@@ -271,14 +268,20 @@ def _attention_fwd(call: Call, lengths: Sequence[int]) -> list[Launch]:
 
 
 def _attention_bwd(call: Call, lengths: Sequence[int]) -> list[Launch]:
-    (qkv,), (lse,) = call.specs("qkv"), call.specs("lse")
-    one, rate, read = _pairs(lengths, qkv), rate_of(qkv.dtype), size(call.specs())
-    if is_whole(qkv.dtype, qkv.shape[0], call.arguments["max_seqlen"]):
-        return [Launch("attention_bwd", read + qkv.bytes, 5 * one, rate)]  # s, dp, dv, dk, dq
-    third, statistics = qkv.bytes // 3, 2 * lse.bytes
+    (qkv,), (lse,), tokens = call.specs("qkv"), call.specs("lse"), sum(lengths)
+    rate, read, third, statistics = rate_of(qkv.dtype), size(call.specs()), qkv.bytes // 3, 2 * lse.bytes
+    long = [n for n in lengths if not is_whole(qkv.dtype, n)]
+    # A whole sentence takes s, dp, dv, dk and dq; another s, dp, dv and dk, and before that s and dp twice and dq.
+    keys = 5 * _pairs(lengths, qkv) - _pairs(long, qkv)
+    if is_whole(qkv.dtype, min(qkv.shape[0], call.arguments["max_seqlen"])):
+        return [Launch("attention_bwd keys", read + qkv.bytes, keys, rate)]
+
+    def share(count: int) -> int:
+        return count * sum(long) // tokens
+
     return [
-        Launch("attention_bwd queries", read + third + statistics, 5 * one, rate),  # s and dp twice, dq
-        Launch("attention_bwd keys", read + statistics + 2 * third, 4 * one, rate),  # s, dp, dv, dk
+        Launch("attention_bwd queries", share(read + third + statistics), 5 * _pairs(long, qkv), rate),
+        Launch("attention_bwd keys", read + qkv.bytes - share(third - statistics), keys, rate),
     ]
 
 

@@ -14,7 +14,7 @@ the sum of each row so far. Backward is deterministic, since every gradient is w
     _gradients_of_queries  dq of a block of queries, walking over the keys. It runs first and leaves for the other what
                            that must know of whole rows: mean, and the sum of exp(s - lse)
 
-Where a block holds all keys of the longest sentence (in 16 bits up to 64), rows are whole and the first does it all.
+A sentence whose keys one block holds (in 16 bits up to 64) is `_whole`: its rows are whole, and the first does it all.
 
 mean is taken from dp, not as sum(do * out): that is equal but rounded apart from dp, and where the softmax is sharp the
 difference is all that ds should be. For the same reason both kernels take s and dp from `_tile`. p is divided by its
@@ -73,6 +73,12 @@ def _tile(
         kept = tl.trans(_kept(row, first, seed, stream, threshold, keys.shape[0]))
         z, dp = tl.where(kept, e, 0.0), tl.where(kept, dp * keep_scale, 0.0)
     return e, z, dp
+
+
+@triton.jit
+def _whole(length, BLOCK_K: tl.constexpr):
+    """Whether a block holds all keys. Smaller blocks hold those of 8 tokens at most: not worth the code."""
+    return (BLOCK_K >= 64) & (positions(length) <= BLOCK_K)
 
 
 @triton.jit
@@ -158,7 +164,7 @@ def _gradients_of_queries(
 ):
     begin, length = sentence(cu_seqlens, tokens)
     queries = tl.program_id(2) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    if tl.program_id(2) * BLOCK_Q >= length:
+    if (tl.program_id(2) * BLOCK_Q >= length) | _whole(length, BLOCK_K):
         return
     scale, keep_scale = as_scalar(scale, lse), as_scalar(keep_scale, lse)
     stream, first_row = counted(stream, counter_offset, heads)
@@ -198,9 +204,9 @@ def _gradients_of_queries(
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _gradients_of_keys(
-    grad_qkv,  # (T, 3, H, D), the keys' and values' parts written, the queries' too if WHOLE
-    means,  # (T, H), not read if WHOLE
-    sums,  # (T, H), not read if WHOLE
+    grad_qkv,  # (T, 3, H, D), the keys' and values' parts written, of whole sentences the queries' too
+    means,  # (T, H), not read of whole sentences, nor is the next
+    sums,
     grad_out,
     qkv,
     lse,
@@ -213,7 +219,6 @@ def _gradients_of_keys(
     stream: tl.int64,
     counter_offset,  # (2,) or None
     threshold: tl.int64,
-    WHOLE: tl.constexpr,  # whether one block holds all keys of every sentence
     DROPOUT: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -235,6 +240,7 @@ def _gradients_of_keys(
     v = load(qkv + 2 * width, keys, 3 * width, length, HEAD_SIZE, BLOCK_D)
     dk = tl.zeros([BLOCK_K, BLOCK_D], lse.dtype.element_ty)
     dv = tl.zeros([BLOCK_K, BLOCK_D], lse.dtype.element_ty)
+    whole = _whole(length, BLOCK_K)
     for first in range(0, length, BLOCK_Q):
         queries = first + tl.arange(0, BLOCK_Q)
         row = (begin + queries) * heads + head
@@ -245,16 +251,15 @@ def _gradients_of_keys(
         e, z, dp = _tile(
             q, k, v, do, log_sum, drawn, keys, start, length, scale, keep_scale, seed, stream, threshold, DROPOUT
         )
-        if WHOLE:
+        total = tl.load(sums + row, mask=(queries < length) & (not whole), other=1.0)
+        mean = tl.load(means + row, mask=(queries < length) & (not whole), other=0.0)
+        if whole:
             total = tl.sum(e, 0)
             mean = tl.sum(e * dp, 0) / total
-        else:
-            total = tl.load(sums + row, mask=queries < length, other=1.0)
-            mean = tl.load(means + row, mask=queries < length, other=0.0)
         ds = _score_gradient(e, total, dp, mean, length).to(k.dtype)
         dv += dot((z / total[None, :]).to(do.dtype), do)
         dk += dot(ds, q)
-        if WHOLE:
+        if whole:
             store(grad_qkv, dot(tl.trans(ds), k) * scale, queries, 3 * width, length, HEAD_SIZE)
     store(grad_qkv + width, dk * scale, keys, 3 * width, length, HEAD_SIZE)
     store(grad_qkv + 2 * width, dv * keep_scale, keys, 3 * width, length, HEAD_SIZE)
@@ -295,12 +300,10 @@ def attention_bwd(
     check_operand(_OP, "grad_out", grad_out, launch.shape, qkv, "qkv")
     check_statistic(_OP, "lse", lse, launch.shape[:2], qkv, "qkv")
     grad_qkv = torch.empty_like(qkv)
-    if launch.whole:
-        launch(_gradients_of_keys, (grad_qkv, lse, lse, grad_out, qkv, lse), launch.key_blocks, WHOLE=True)
-    else:
-        tensors = (grad_qkv, torch.empty_like(lse), torch.empty_like(lse), grad_out, qkv, lse)
+    tensors = (grad_qkv, torch.empty_like(lse), torch.empty_like(lse), grad_out, qkv, lse)
+    if not launch.all_whole:
         launch(_gradients_of_queries, tensors, launch.query_blocks)
-        launch(_gradients_of_keys, tensors, launch.key_blocks, WHOLE=False)
+    launch(_gradients_of_keys, tensors, launch.key_blocks)
     return grad_qkv
 
 
@@ -328,16 +331,16 @@ class _Launch:
         self.query_blocks = triton.cdiv(longest, tile.BLOCK_Q)
         # As philox.positions: what its keys take up in the generator's order.
         self.key_blocks = triton.cdiv(longest // 64 * 64 + min(longest % 64 * 4, 64), tile.BLOCK_K)
-        # Smaller blocks hold whole sentences of up to 8 tokens: not worth a kernel.
-        self.whole = self.key_blocks <= 1 and tile.BLOCK_K >= 64
+        # As _whole.
+        self.all_whole = self.key_blocks <= 1 and tile.BLOCK_K >= 64
         p, *name = dropout
         self.arguments = (cu_seqlens, tokens, self.heads, scale, 1 / (1 - p), *name, drop_threshold(p))
         self.constants = {"DROPOUT": p > 0, "HEAD_SIZE": head_size, "BLOCK_D": block_d, **tile._asdict()}
 
-    def __call__(self, kernel: Any, tensors: tuple[Tensor, ...], blocks: int, **constants: Any) -> None:
+    def __call__(self, kernel: Any, tensors: tuple[Tensor, ...], blocks: int) -> None:
         if self.qkv.numel() == 0 or self.batch == 0 or blocks <= 0:
             return
         with on_device_of(self.qkv):
             grid = (self.batch, self.heads, blocks)
             # Without fusion s is rounded alike in all kernels, so that p and lse belong to the same scores.
-            kernel[grid](*tensors, *self.arguments, **self.constants, **constants, enable_fp_fusion=False)
+            kernel[grid](*tensors, *self.arguments, **self.constants, enable_fp_fusion=False)

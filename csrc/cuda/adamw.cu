@@ -5,6 +5,7 @@
 
 #include <ATen/core/List.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 
@@ -128,26 +129,19 @@ at::Tensor step(at::TensorList params, const OptionalTensors& grads, const Optio
   if (schedule.has_value()) check_like(*schedule, at::kDouble, {2}, device, kOp, "schedule");
   std::vector<AdamWTensor> rows;
   std::vector<AdamWNumbers> numbers;
-  int64_t chunks = 0;
+  int64_t sums = 0;
   for (size_t i = 0; i < params.size(); ++i) {
     rows.push_back(row_of(lists, i));
     numbers.push_back({lr[i], beta1[i], beta2[i], eps[i], weight_decay[i]});
-    chunks += adamw_chunks(rows.back());
+    sums += std::max<int64_t>(adamw_chunks(rows.back()), 1);
   }
   const c10::cuda::CUDAGuard guard(device);
   const bool measured = max_grad_norm.has_value();
   const at::Tensor norm = empty(measured ? at::IntArrayRef{} : at::IntArrayRef{0}, at::kDouble, device);
-  const at::Tensor partial_sums = empty({chunks}, at::kDouble, device), clip = empty({1}, at::kDouble, device);
-  const at::Tensor scalars = empty({static_cast<int64_t>(rows.size()), 3}, at::kDouble, device);
-  const AdamWStep args{schedule.has_value() ? schedule->const_data_ptr<double>() : nullptr,
-                       anchor_weight,
-                       measured,
+  const at::Tensor partial_sums = empty({measured ? sums : 0}, at::kDouble, device);
+  const AdamWStep args{schedule.has_value() ? schedule->const_data_ptr<double>() : nullptr, anchor_weight,
                        max_grad_norm.value_or(std::numeric_limits<double>::infinity()),
-                       chunks,
-                       partial_sums.data_ptr<double>(),
-                       static_cast<AdamWScalars*>(scalars.data_ptr()),
-                       norm.data_ptr<double>(),
-                       clip.data_ptr<double>()};
+                       static_cast<double*>(data_or_null(partial_sums)), norm.data_ptr<double>()};
   adamw_step(args, rows, numbers, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   for (size_t i = 0; i < params.size(); ++i) {

@@ -2,15 +2,14 @@
 // torch.optim.AdamW: scaled gradient, moments, decay, step; then the copy in bfloat16 that products read, and
 // anchor <- anchor + weight (theta - anchor).
 //
-// Three kernels for any number of tensors:
-//   1. squares: a block per chunk of 16384 numbers sums their gradient's squares in float64;
-//   2. prepare: one block sums these in a fixed order (no atomics: the norm is the same in every run), writes the norm
-//      and the clip scale, counts the steps and works out each tensor's scalars;
-//   3. update: a block per chunk reads and writes every number once.
+// Two kernels for any number of tensors, which are cut into chunks of 16384 numbers:
+//   1. begin: each of up to 1024 blocks sums the squares of its chunks' gradients in float64; the steps are counted;
+//   2. update: every block adds up these sums in a fixed order (no atomics: the norm is the same in every run), has one
+//      thread work out the numbers of its chunk's tensor, and reads and writes every number of the chunk once.
 // The table of tensors and the groups' numbers travel as kernel parameters: nothing is sent from the host, and a
 // captured CUDA graph holds all that it needs. A kernel is launched again for what one table cannot hold. Whatever
-// changes from step to step is read from device memory: step counts, the schedule, the clip scale. If the norm is not
-// finite, update and the step counts do nothing.
+// changes from step to step is read from device memory: step counts, the schedule, the gradients. If the norm is not
+// finite, update does nothing but take the counted steps back.
 #pragma once
 
 #include <vector>
@@ -46,7 +45,7 @@ struct AdamWTensor {
   __host__ __device__ bool updated() const { return step != nullptr; }
 };
 
-// Worked out once per step and tensor, in double, and rounded once.
+// Worked out in double, and rounded once.
 struct AdamWScalars {
   double decay;         // 1 - lr weight_decay
   double step_size;     // lr / (1 - beta1^t)
@@ -57,16 +56,13 @@ struct AdamWScalars {
 struct AdamWStep {
   const double* schedule;  // (2): a factor of every lr, and the anchors' weight; or null: 1 and
   double anchor_weight;
-  bool measured;         // whether the gradients' norm is wanted
   double max_grad_norm;  // infinite: only measured
-  int64_t chunk_count;
-  double* partial_sums;   // (chunk_count), scratch
-  AdamWScalars* scalars;  // (tensor count), scratch
-  double* norm;           // (1), written if measured: before clipping
-  double* clip;           // (1), scratch: the scale, NaN if nothing is to change
+  double* partial_sums;  // (adamw_sums of all launches), scratch; or null: the gradients' norm is not wanted
+  double* norm;          // (1), written if it is: before clipping
 };
 
 constexpr int kAdamWThreads = 256;
+constexpr int64_t kAdamWSums = 1024;  // most partial sums of a launch; a wave of blocks on a GPU of 132 multiprocessors
 constexpr int64_t kAdamWChunk = 16384;
 constexpr int kAdamWTensors = 432, kAdamWGroups = 32;
 
@@ -74,7 +70,7 @@ constexpr int kAdamWTensors = 432, kAdamWGroups = 32;
 template <int kTensors, int kGroups>
 struct AdamWLaunch {
   AdamWStep step;
-  int64_t first_chunk, first_tensor;  // among all launches'
+  int64_t first_sum, sum_count;  // its first among all launches' partial sums; theirs
   int32_t chunk_count, tensor_count, group_count;
   AdamWNumbers numbers[kGroups];
   AdamWTensor tensors[kTensors];
@@ -85,12 +81,17 @@ inline int64_t adamw_chunks(const AdamWTensor& tensor) {
   return ceil_div(tensor.size, kAdamWChunk);
 }
 
+// The blocks of a launch's first kernel, each of which leaves a partial sum; one where no tensor has numbers.
+template <int kSums, class Launch>
+int64_t adamw_sums(const Launch& args) {
+  return args.chunk_count < 1 ? 1 : args.chunk_count < kSums ? args.chunk_count : kSums;
+}
+
 // The tensors, each with its numbers, in as many launches as it takes.
-template <int kTensors, int kGroups>
+template <int kTensors, int kGroups, int kSums>
 std::vector<AdamWLaunch<kTensors, kGroups>> launches_of(const AdamWStep& step, const std::vector<AdamWTensor>& tensors,
                                                         const std::vector<AdamWNumbers>& numbers) {
   std::vector<AdamWLaunch<kTensors, kGroups>> launches;
-  int64_t chunks = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     int32_t group = 0;
     const auto find_group = [&] {
@@ -102,8 +103,6 @@ std::vector<AdamWLaunch<kTensors, kGroups>> launches_of(const AdamWStep& step, c
     if (!fits || (tensors[i].updated() && !find_group())) {
       launches.push_back({});
       launches.back().step = step;
-      launches.back().first_chunk = chunks;
-      launches.back().first_tensor = static_cast<int64_t>(i);
       group = 0;
     }
     auto& last = launches.back();
@@ -112,21 +111,25 @@ std::vector<AdamWLaunch<kTensors, kGroups>> launches_of(const AdamWStep& step, c
     row.first_chunk = last.chunk_count;
     row.group = static_cast<uint16_t>(group);
     last.chunk_count += static_cast<int32_t>(adamw_chunks(row));
-    chunks += adamw_chunks(row);
   }
+  int64_t sums = 0;
+  for (auto& args : launches) {
+    args.first_sum = sums;
+    sums += adamw_sums<kSums>(args);
+  }
+  for (auto& args : launches) args.sum_count = sums;
   return launches;
 }
 
-// This block's chunk.
+// A chunk of a launch's.
 struct Span {
   int32_t index;  // its tensor's in the table
   AdamWTensor tensor;
   int64_t begin, end;
 
   template <class Launch>
-  __device__ explicit Span(const Launch& args) {
+  __device__ Span(const Launch& args, int32_t chunk) {
     // The last tensor that begins at this chunk or before: those without numbers begin where the next one does.
-    const int32_t chunk = static_cast<int32_t>(blockIdx.x);
     index = 0;
     for (int32_t beyond = args.tensor_count; beyond - index > 1;) {
       const int32_t middle = (index + beyond) / 2;
@@ -150,48 +153,52 @@ __device__ __forceinline__ double squares(const Span& span) {
   return sum;
 }
 
-template <int kTensors, int kGroups>
-__global__ void __launch_bounds__(kAdamWThreads)
-    adamw_squares_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
-  const Span span(args);
-  double sum[1] = {0};
-  if (span.tensor.updated()) sum[0] = span.tensor.wide ? squares<double>(span) : squares<float>(span);
-  over_block<kAdamWThreads, 1, 0>(sum);
-  if (threadIdx.x == 0) args.step.partial_sums[args.first_chunk + blockIdx.x] = sum[0];
-}
-
-__device__ __forceinline__ double counted(const AdamWTensor& tensor) {
-  if (tensor.wide_step) return *static_cast<double*>(tensor.step) += 1;
-  return *static_cast<float*>(tensor.step) += 1;
-}
-
-// Every launch sums the same numbers in the same order, and writes the same scale.
-template <int kTensors, int kGroups>
-__global__ void __launch_bounds__(kAdamWThreads)
-    adamw_prepare_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
-  const AdamWStep& step = args.step;
-  double scale = 1;
-  if (step.measured) {
-    double sum[1] = {0};
-    for (int64_t chunk = threadIdx.x; chunk < step.chunk_count; chunk += kAdamWThreads) {
-      sum[0] += step.partial_sums[chunk];
-    }
-    over_block<kAdamWThreads, 1, 0>(sum);
-    const double norm = sqrt(sum[0]), wanted = step.max_grad_norm / (norm + 1e-6);
-    scale = norm - norm != 0 ? NAN : wanted < 1 ? wanted : 1;
-    if (threadIdx.x == 0) *step.norm = norm;
-  }
-  if (threadIdx.x == 0) *step.clip = scale;
-  if (scale != scale) return;
-  const double factor = step.schedule == nullptr ? 1 : step.schedule[0];
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < args.tensor_count; i += kAdamWThreads) {
+// Adds to the step counts of a launch's tensors, each of which is one thread's.
+template <class Launch>
+__device__ __forceinline__ void count_steps(const Launch& args, double more) {
+  const int32_t threads = static_cast<int32_t>(gridDim.x) * kAdamWThreads;
+  for (auto i = static_cast<int32_t>(blockIdx.x * kAdamWThreads + threadIdx.x); i < args.tensor_count; i += threads) {
     const AdamWTensor& tensor = args.tensors[i];
     if (!tensor.updated()) continue;
-    const AdamWNumbers& numbers = args.numbers[tensor.group];
-    const double steps = counted(tensor), lr = numbers.lr * factor;
-    step.scalars[args.first_tensor + i] = {1 - lr * numbers.weight_decay, lr / (1 - pow(numbers.beta1, steps)),
-                                           1 / sqrt(1 - pow(numbers.beta2, steps))};
+    if (tensor.wide_step) {
+      *static_cast<double*>(tensor.step) += more;
+    } else {
+      *static_cast<float*>(tensor.step) += static_cast<float>(more);
+    }
   }
+}
+
+template <int kTensors, int kGroups>
+__global__ void __launch_bounds__(kAdamWThreads)
+    adamw_begin_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
+  count_steps(args, 1);
+  if (args.step.partial_sums == nullptr) return;
+  double sum[1] = {0};
+  for (auto chunk = static_cast<int32_t>(blockIdx.x); chunk < args.chunk_count; chunk += gridDim.x) {
+    const Span span(args, chunk);
+    if (span.tensor.updated()) sum[0] += span.tensor.wide ? squares<double>(span) : squares<float>(span);
+  }
+  over_block<kAdamWThreads, 1, 0>(sum);
+  if (threadIdx.x == 0) args.step.partial_sums[args.first_sum + blockIdx.x] = sum[0];
+}
+
+// What gradients are scaled by, the same to the bit in every block; NaN if nothing is to change.
+__device__ __forceinline__ double clip_scale(const AdamWStep& step, int64_t sum_count) {
+  if (step.partial_sums == nullptr) return 1;
+  double sum[1] = {0};
+  for (int64_t i = threadIdx.x; i < sum_count; i += kAdamWThreads) sum[0] += step.partial_sums[i];
+  over_block<kAdamWThreads, 1, 0>(sum);
+  const double norm = sqrt(sum[0]), wanted = step.max_grad_norm / (norm + 1e-6);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *step.norm = norm;  // every launch writes the same
+  return norm - norm != 0 ? NAN : wanted < 1 ? wanted : 1;
+}
+
+__device__ __forceinline__ AdamWScalars scalars_of(const AdamWStep& step, const AdamWTensor& tensor,
+                                                   const AdamWNumbers& numbers) {
+  const double steps = tensor.wide_step ? *static_cast<const double*>(tensor.step)
+                                        : static_cast<double>(*static_cast<const float*>(tensor.step));
+  const double factor = step.schedule == nullptr ? 1 : step.schedule[0], lr = numbers.lr * factor;
+  return {1 - lr * numbers.weight_decay, lr / (1 - pow(numbers.beta1, steps)), 1 / sqrt(1 - pow(numbers.beta2, steps))};
 }
 
 // a + weight (theta - a), written so that weight 1 gives theta and equal numbers stay, both to the last bit.
@@ -202,10 +209,10 @@ __device__ __forceinline__ A followed(A a, A theta, A weight) {
 
 template <class A>
 __device__ __forceinline__ void update(const AdamWStep& step, const Span& span, const AdamWNumbers& numbers,
-                                       const AdamWScalars& scalars) {
+                                       const AdamWScalars& scalars, double scale) {
   const AdamWTensor& tensor = span.tensor;
   const bool updated = tensor.updated();
-  const A grad_scale = static_cast<A>(*step.clip), decay = static_cast<A>(scalars.decay);
+  const A grad_scale = static_cast<A>(scale), decay = static_cast<A>(scalars.decay);
   const A new1 = static_cast<A>(1 - numbers.beta1), old2 = static_cast<A>(numbers.beta2);
   const A new2 = static_cast<A>(1 - numbers.beta2), step_size = static_cast<A>(scalars.step_size);
   const A inverse_root = static_cast<A>(scalars.inverse_root), eps = static_cast<A>(numbers.eps);
@@ -248,32 +255,33 @@ template <int kTensors, int kGroups>
 __global__ void __launch_bounds__(kAdamWThreads)
     adamw_update_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
   const AdamWStep& step = args.step;
-  if (*step.clip != *step.clip) return;
-  const Span span(args);
+  const double scale = clip_scale(step, args.sum_count);
+  if (scale != scale) return count_steps(args, -1);
+  const Span span(args, static_cast<int32_t>(blockIdx.x));
   const AdamWNumbers& numbers = args.numbers[span.tensor.group];
-  const AdamWScalars scalars =
-      span.tensor.updated() ? step.scalars[args.first_tensor + span.index] : AdamWScalars{1, 0, 1};
+  SMARTCS_SHARED(AdamWScalars, scalars, 1);
+  if (threadIdx.x == 0 && span.tensor.updated()) scalars[0] = scalars_of(step, span.tensor, numbers);
+  __syncthreads();  // the scalars are written
+  const AdamWScalars own = span.tensor.updated() ? scalars[0] : AdamWScalars{1, 0, 1};
   if (span.tensor.wide) {
-    update<double>(step, span, numbers, scalars);
+    update<double>(step, span, numbers, own, scale);
   } else {
-    update<float>(step, span, numbers, scalars);
+    update<float>(step, span, numbers, own, scale);
   }
 }
 
 // numbers: one for every tensor.
-template <int kTensors = kAdamWTensors, int kGroups = kAdamWGroups>
+template <int kTensors = kAdamWTensors, int kGroups = kAdamWGroups, int kSums = kAdamWSums>
 void adamw_step(const AdamWStep& step, const std::vector<AdamWTensor>& tensors,
                 const std::vector<AdamWNumbers>& numbers, cudaStream_t stream) {
-  const auto launches = launches_of<kTensors, kGroups>(step, tensors, numbers);
+  const auto launches = launches_of<kTensors, kGroups, kSums>(step, tensors, numbers);
   for (const auto& args : launches) {
-    if (!step.measured) break;
-    launch(adamw_squares_kernel<kTensors, kGroups>, args.chunk_count, kAdamWThreads, stream, args);
+    const int64_t blocks = step.partial_sums == nullptr ? 1 : adamw_sums<kSums>(args);
+    launch(adamw_begin_kernel<kTensors, kGroups>, blocks, kAdamWThreads, stream, args);
   }
   for (const auto& args : launches) {
-    launch(adamw_prepare_kernel<kTensors, kGroups>, 1, kAdamWThreads, stream, args);
-  }
-  for (const auto& args : launches) {
-    launch(adamw_update_kernel<kTensors, kGroups>, args.chunk_count, kAdamWThreads, stream, args);
+    const int64_t blocks = args.chunk_count > 0 ? args.chunk_count : 1;  // that takes steps back
+    launch(adamw_update_kernel<kTensors, kGroups>, blocks, kAdamWThreads, stream, args);
   }
 }
 

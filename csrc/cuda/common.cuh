@@ -17,7 +17,8 @@
 namespace smartcs::cuda {
 template <class Arguments>
 void launch(void (*kernel)(Arguments), int64_t blocks, int threads, cudaStream_t stream, const Arguments& arguments) {
-  if (blocks > 0) kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments);
+  constexpr int64_t kMost = 0xffffffff;  // more than any GPU takes: CUDA refuses it, where a number cut short would run
+  if (blocks > 0) kernel<<<static_cast<unsigned>(blocks < kMost ? blocks : kMost), threads, 0, stream>>>(arguments);
 }
 }  // namespace smartcs::cuda
 #endif

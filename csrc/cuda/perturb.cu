@@ -13,6 +13,8 @@ at::Tensor noise(const at::Tensor& like, double std, int64_t seed, int64_t strea
   constexpr const char* kOp = "perturb_noise";
   TORCH_CHECK(like.device().is_cuda(), kOp, ": like is on ", like.device(), ", expected a CUDA tensor");
   TORCH_CHECK(like.dim() == 2, kOp, ": like has shape ", like.sizes(), ", expected (N, C)");
+  TORCH_CHECK(noise_threads(like.size(0), like.size(1)) <= UINT32_MAX, kOp, ": like has shape ", like.sizes(),
+              ", more than the 2^36 numbers that one launch draws");
   at::Tensor drawn = empty(like.sizes(), like.scalar_type(), like.device());
   const PerturbNoise args{like.size(0),
                           like.size(1),

@@ -59,6 +59,7 @@ __device__ __forceinline__ void box_muller(uint32_t even, uint32_t odd, double s
   *sine = r * s * std;
 }
 
+// Fewer than 2^32, which perturb.cu sees to: they draw 2^36 numbers.
 __host__ __device__ inline int64_t noise_threads(int64_t rows, int64_t columns) {
   return rows * ceil_div(columns, 64) * (16 / kNoiseColumns);
 }
@@ -68,7 +69,7 @@ template <class S>
 __global__ void __launch_bounds__(kNoiseThreads) perturb_noise_kernel(PerturbNoise args) {
   using A = Compute<S>;
   const uint32_t per_row = static_cast<uint32_t>(noise_threads(1, args.columns));
-  const uint32_t thread = blockIdx.x * kNoiseThreads + threadIdx.x;  // 2^32 threads would draw 2^36 numbers
+  const uint32_t thread = blockIdx.x * kNoiseThreads + threadIdx.x;
   const uint32_t row = thread / per_row, number = thread % per_row * kNoiseColumns;
   if (row >= args.rows) return;
   const A std = static_cast<A>(args.std);

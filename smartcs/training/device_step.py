@@ -172,7 +172,7 @@ class DeviceStep:
             shapes = []
             for number, part in enumerate(slices):
                 self.objective.model.bert.check_length(part.batch.batch)
-                shapes.append(self._send(task, number, part.batch, step, schedule))
+                shapes.append(self._send(task, number, part, step, schedule))
             packed_weights.renew(self.objective.model.parameters())  # a graph reads them as they are
             output = self._run(task, shapes, slices).tolist()
         self._weights_changed(shapes[0])
@@ -185,9 +185,9 @@ class DeviceStep:
             terms[index] = number
         return terms, output[-1], True
 
-    def _send(self, task: str, number: int, examples: TaskExamples, step: int, schedule: Tensor) -> _Shape:
+    def _send(self, task: str, number: int, part: Slice[TaskExamples], step: int, schedule: Tensor) -> _Shape:
         """Puts a slice and what goes with it where steps of its shape read them."""
-        batch, labels, first_token, first_example = examples
+        batch, labels, first_token, first_example = part.batch
         filled = batch.filled()
         values = {
             "input_ids": filled.input_ids,
@@ -197,6 +197,7 @@ class DeviceStep:
             "labels": labels,
             "counter_offset": torch.tensor(DropoutKey.offset_of(step, first_token, first_example)),
             "smart_weight": torch.tensor(self.objective.weight(step), dtype=torch.float32),
+            "term_weights": torch.tensor(self.objective.weights(part.weight, part.tokens), dtype=torch.float64),
             "schedule": schedule,
         }
         # A slice's memory is written to while those before it may still be on their way.
@@ -207,10 +208,11 @@ class DeviceStep:
         return self._shapes[key]
 
     def _run(self, task: str, shapes: list[_Shape], slices: Sequence[Slice[TaskExamples]]) -> Tensor:
+        for shape in shapes:
+            shape.runs += 1
         if len(slices) * self.ranks.size > 1:
             return self._step_of_slices(task, shapes, slices)
         (shape,) = shapes
-        shape.runs += 1
         if shape.replay is not None:
             self.objective.replayed(task)
         elif self.recorder is not None and shape.runs > _WARM_UP and self.recorded < _MOST_GRAPHS:
@@ -256,7 +258,7 @@ class DeviceStep:
             with without_averaging(self._averaged, number < len(slices)):
                 loss = self._terms(task, shape)
                 backward(loss.total, part.weight)
-            rows.append(self._weighted(task, loss, part))
+            rows.append(self._weighted(task, loss, shape.inputs.device["term_weights"]))
             del loss
         sums = self.ranks.sum(torch.stack(rows).sum(dim=0))
         return torch.cat([sums, self._update(task, shapes[0], sums[0]).reshape(1)])
@@ -283,18 +285,16 @@ class DeviceStep:
         assert self.optimizer.grad_norm is not None
         return self.optimizer.grad_norm.double()
 
-    def _weighted(self, task: str, loss: Loss, part: Slice[TaskExamples]) -> Tensor:
+    def _weighted(self, task: str, loss: Loss, weights: Tensor) -> Tensor:
         """The terms of a slice times their weights, then those. What is finite is known on the device alone."""
-        weights = self.objective.weights(part.weight, part.tokens)
-        present = [0.0 if term is None else weight for term, weight in zip(loss, weights, strict=True)]
-        counts = torch.tensor(present, dtype=torch.float64, device=self.device)
         regularizer = self.objective.regularizers.get(task)
-        if regularizer is not None and regularizer.last is not None:
-            of_smart = torch.tensor([name in SMART_TERMS for name in Loss._fields], device=self.device)
-            counts = torch.where(of_smart, counts * regularizer.last.finite, counts)
-        zero = loss.total.new_zeros(())
-        terms = torch.stack([zero if term is None else term.detach() for term in loss]).double()
-        return torch.cat([terms * counts, counts])
+        last = None if regularizer is None else regularizer.last
+        zero, terms, counts = weights.new_zeros(()), [], []
+        for name, term, weight in zip(Loss._fields, loss, weights, strict=True):
+            terms.append(zero if term is None else term.detach().double())
+            counts.append(zero if term is None else weight * last.finite if last and name in SMART_TERMS else weight)
+        of_terms, of_slice = torch.stack(terms), torch.stack(counts)
+        return torch.cat([of_terms * of_slice, of_slice])
 
     def _anchors(self) -> list[Tensor]:
         anchor = self.objective.anchor

@@ -87,7 +87,7 @@ def test_a_baseline_step_is_one_pass_and_its_gradient(task):
     assert found["sum_partials"] == 3 * LAYERS + 1
     # Layers, head (2), and the means of sentences, by a product; the pooler, which mean pooling does not use, forward.
     assert found["product"] == 3 * (4 * LAYERS + 2) + 2 + 1
-    assert found["adamw squares"] == found["adamw prepare"] == found["adamw update"] == 1
+    assert found["adamw begin"] == found["adamw update"] == 1
     assert "perturb_step" not in found and "symmetric_kl_fwd" not in found and "pack_weight" not in found
 
 
@@ -103,7 +103,7 @@ def test_smart_and_bregman_are_three_more_passes_and_in_bf16_four():
     assert found["sum_partials"] == 2 * (3 * LAYERS + 1)
     low = kernels("smart-bregman", "bf16", "sst")
     assert low["attention_fwd"] == 5 * LAYERS
-    assert low["attention_bwd"] == 2 * LAYERS and low["attention_bwd keys"] == LAYERS  # whole but in float32
+    assert low["attention_bwd keys"] == 3 * LAYERS and low["attention_bwd queries"] == LAYERS  # whole but in float32
     assert low["pack_weight"] == linears + 1  # the anchor's, and its pooler's; AdamW writes the model's
     assert low["linear_bf16 product"] == 3 * (linears + 1) + 2 * 2 * linears
     assert low["adamw update"] == 1
@@ -118,7 +118,7 @@ def test_other_tasks_of_smart_bregman_are_the_baselines_but_for_the_anchor():
     assert kernels("smart-bregman", "fp32", "sts") == kernels("baseline", "fp32", "sts")
     with_anchor, without = (first("adamw_step", r, task="sts") for r in ("smart-bregman", "baseline"))
     more = [a - b for a, b in zip(moved(with_anchor), moved(without), strict=True)]
-    assert more[0] == 0 and more[2] > 8 * WORDS * C
+    assert more[0] == 0 and more[1] > 8 * WORDS * C
 
 
 def check_product() -> None:
@@ -142,8 +142,8 @@ def check_kernels() -> None:
     assert attention.operations == 4 * C * squares == 6_727_680
     layer = 3 * C * (C + 1) + C * (C + 1) + INNER * (C + 1) + C * (INNER + 1) + 4 * C
     parameters = (WORDS + 512 + 2) * C + 2 * C + LAYERS * layer + C * (C + 1) + C + 1
-    squares_, prepare, update = moved(first("adamw_step", "baseline", task="sts"))
-    assert (squares_, update) == (4 * parameters, 28 * parameters) and prepare < 10_000
+    begin, update = moved(first("adamw_step", "baseline", task="sts"))
+    assert (begin, update) == (4 * parameters, 28 * parameters)
 
 
 def test_bytes_and_operations_are_those_counted_by_hand():

@@ -14,20 +14,18 @@ int64_t adamw_chunk() {
 }
 
 // tensors: rows of the table; numbers: (count, 5); table: 10 times the tensors that a launch holds and its groups, or 0
-// for as many as on a GPU.
+// for as many as on a GPU, or -2, where two blocks sum the squares.
 const char* adamw_step(int64_t table, int64_t count, const void* tensors, const double* numbers, const double* schedule,
-                       double anchor_weight, bool measured, double max_grad_norm, int64_t chunk_count,
-                       double* partial_sums, void* scalars, double* norm, double* clip) {
+                       double anchor_weight, double max_grad_norm, double* partial_sums, double* norm) {
   using namespace smartcs::cuda;
-  const AdamWStep args{
-      schedule, anchor_weight, measured, max_grad_norm, chunk_count, partial_sums, static_cast<AdamWScalars*>(scalars),
-      norm,     clip};
+  const AdamWStep args{schedule, anchor_weight, max_grad_norm, partial_sums, norm};
   const auto* first = static_cast<const AdamWTensor*>(tensors);
   const auto* own = reinterpret_cast<const AdamWNumbers*>(numbers);
   const std::vector<AdamWTensor> rows(first, first + count);
   const std::vector<AdamWNumbers> groups(own, own + count);
   return emulation::reported([&] {
     if (table == 0) return smartcs::cuda::adamw_step(args, rows, groups, 0);
+    if (table == -2) return smartcs::cuda::adamw_step<kAdamWTensors, kAdamWGroups, 2>(args, rows, groups, 0);
     if (table == 11) return smartcs::cuda::adamw_step<1, 1>(args, rows, groups, 0);
     if (table == 41) return smartcs::cuda::adamw_step<4, 1>(args, rows, groups, 0);
     if (table == 32) return smartcs::cuda::adamw_step<3, 2>(args, rows, groups, 0);

@@ -18,6 +18,7 @@ SHAPES = [(70, 33), (5,), (), (130, 127), (0, 4), (3, 4)]
 SETTINGS = [AdamWSettings(1e-2, 0.9, 0.999, 1e-6, 0.1), AdamWSettings(3e-3, 0.8, 0.95, 1e-3, 0.0)]
 WEIGHT, MAX_NORM = 0.3, 40.0
 STATE = ("parameter", "exp_avg", "exp_avg_sq", "anchor", "step")
+TWO_SUMS = -2  # see adamw.cpp
 
 
 def entries(dtype=torch.float32, step_dtype=torch.float32) -> list[AdamWTensors]:
@@ -43,7 +44,7 @@ class Table:
         self.schedule = None if schedule is None else memory.place(schedule)
         names = (*STATE, "grad", "packed")
         self.placed = [{n: memory.place(t) for n in names if (t := getattr(e, n)) is not None} for e in tensors]
-        rows, chunks, size = [], 0, library.code.adamw_chunk()
+        rows, sums, size = [], 0, library.code.adamw_chunk()
         for e, own in zip(tensors, self.placed, strict=True):
             count = e.parameter.numel()
             pointers = [own.get(name) for name in ("parameter", "grad", "exp_avg", "exp_avg_sq", "anchor")]
@@ -51,18 +52,18 @@ class Table:
             addresses = [0 if t is None or t.numel() == 0 else t.data_ptr() for t in pointers]
             wide = e.parameter.dtype == torch.float64, e.step.dtype == torch.float64
             rows.append(struct.pack("@7QqiH??", *addresses, count, -1, 65535, *wide))
-            chunks += -(-count // size)
+            sums += max(1, -(-count // size))
         assert len(rows[0]) == library.code.adamw_tensor_bytes()
         given = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8)
         numbers = torch.tensor([e.settings for e in tensors], dtype=torch.float64)
-        scratch = (torch.full((n,), math.nan, dtype=torch.float64) for n in (chunks, 3 * len(rows), 1, 1))
-        partial_sums, scalars, self.norm, clip = map(memory.place, scratch)
         measured = max_grad_norm is not None
+        scratch = (torch.full((n,), math.nan, dtype=torch.float64) for n in (sums if measured else 0, 1))
+        partial_sums, self.norm = map(memory.place, scratch)
         self.arguments = [ctypes.c_int64(table), ctypes.c_int64(len(rows))]
         self.arguments += [pointer(memory.place(given)), pointer(memory.place(numbers)), pointer(self.schedule)]
         self.arguments += [ctypes.c_double(anchor_weight)]
-        self.arguments += [ctypes.c_bool(measured), ctypes.c_double(max_grad_norm if measured else math.inf)]
-        self.arguments += [ctypes.c_int64(chunks), *map(pointer, (partial_sums, scalars, self.norm, clip))]
+        self.arguments += [ctypes.c_double(max_grad_norm if measured else math.inf)]
+        self.arguments += map(pointer, (partial_sums, self.norm))
 
     def step(self, grads, seed=7):
         """One step with new gradients in the old places; the norm."""
@@ -154,23 +155,34 @@ def test_steps(emulated, truths, dtype, step_dtype, bound):
     compare(emulated_step(emulated("adamw")), truths, dtype, step_dtype, bound)
 
 
-def test_norm(emulated):
+def compare_norm(library, table):
     """As if summed in float64."""
     found = [e._replace(grad=normal(*e.parameter.shape, seed=9).float()) for e in entries()]
     truth = torch.cat([e.grad.double().flatten() for e in found]).norm()
-    norm = emulated_step(emulated("adamw"))(found, max_grad_norm=math.inf)
+    norm = emulated_step(library, table)(found, max_grad_norm=math.inf)
     torch.testing.assert_close(norm, truth, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nothing_changes_where_the_norm_is_not_finite(emulated, bad):
+@pytest.mark.parametrize("table", [0, TWO_SUMS])
+def test_norm(emulated, table):
+    compare_norm(emulated("adamw"), table)
+
+
+def compare_not_finite(library, bad, table):
+    """Nothing changes."""
     found = [e._replace(grad=torch.ones_like(e.parameter), packed=e.parameter.bfloat16() + 1) for e in entries()]
     found[3].grad[7, 7] = bad
     kept = (*STATE, "packed")
     before = [getattr(e, name).clone() for e in found for name in kept]
-    norm = emulated_step(emulated("adamw"))(found, max_grad_norm=1.0, anchor_weight=0.5)
+    norm = emulated_step(library, table)(found, max_grad_norm=1.0, anchor_weight=0.5)
     assert not norm.isfinite()
     assert all(map(torch.equal, before, (getattr(e, name) for e in found for name in kept)))
+
+
+@pytest.mark.parametrize("table", [0, TWO_SUMS, 11])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_changes_where_the_norm_is_not_finite(emulated, bad, table):
+    compare_not_finite(emulated("adamw"), bad, table)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01, 0.7, 1.0])
@@ -317,15 +329,18 @@ FILE = "adamw.cuh"
 MUTANTS = {
     "no clip scale": Patch(FILE, "const A scaled = g[i] * grad_scale;", "const A scaled = g[i] + 0 * grad_scale;"),
     "chunk shifted": Patch(FILE, "tensor.first_chunk) * kAdamWChunk;", "tensor.first_chunk) * kAdamWChunk + 1;"),
-    "norm of the first sums": Patch(FILE, "chunk < step.chunk_count; chunk +=", "chunk < 2; chunk +="),
-    "steps not counted": Patch(FILE, "static_cast<float*>(tensor.step) += 1", "static_cast<float*>(tensor.step) + 1"),
+    "norm of the first sums": Patch(FILE, "i < sum_count; i +=", "i < 2; i +="),
+    "squares of a block's first chunk": Patch(FILE, "chunk += gridDim.x", "chunk += args.chunk_count"),
+    "steps not counted": Patch(FILE, "static_cast<float>(more)", "0 * static_cast<float>(more)"),
+    "steps not taken back": Patch(FILE, "count_steps(args, -1)", "count_steps(args, 0)"),
+    "steps of the first tensors": Patch(FILE, "i < args.tensor_count; i += threads", "i < 2; i += threads"),
     "no decay": Patch(FILE, "t[i] = t[i] * decay", "t[i] = t[i]"),
     "anchor keeps what it should lose": Patch(FILE, "followed(a[i], t[i], weight)", "followed(t[i], a[i], weight)"),
-    "numbers of another group": Patch(FILE, "tensor.group]", "tensor.group * 0]", 2),
+    "numbers of another group": Patch(FILE, "tensor.group]", "tensor.group * 0]"),
     "beyond the tensor": Patch(FILE, "kAdamWChunk < tensor.size ? begin", "kAdamWChunk < tensor.size + 15000 ? begin"),
     "the tensor before": Patch(FILE, "first_chunk <= chunk ?", "first_chunk < chunk ?"),
-    "every launch's sums in one place": Patch(FILE, "[args.first_chunk + blockIdx.x]", "[blockIdx.x]"),
-    "another launch's scalars": Patch(FILE, "[args.first_tensor + span.index]", "[span.index]"),
+    "every launch's sums in one place": Patch(FILE, "[args.first_sum + blockIdx.x]", "[blockIdx.x]"),
+    "scalars read while they are written": Patch(FILE, "__syncthreads();  // the scalars", "// the scalars"),
     "one group too many": Patch(FILE, "return group < kGroups;", "return group <= kGroups;"),
     "no factor": Patch(FILE, "lr = numbers.lr * factor;", "lr = numbers.lr + 0 * factor;"),
     "no copies": Patch(FILE, "tensor.low != nullptr) store", "false) store"),
@@ -340,6 +355,8 @@ def test_rejects(emulated, truths, mutation):
     library = emulated("adamw", MUTANTS[mutation])
     with pytest.raises((BudgetExceeded, EmulationError, AssertionError)) as found:
         compare_schedule(library, 32)
+        compare_norm(library, TWO_SUMS)
+        compare_not_finite(library, math.nan, 0)
         compare_copies(library)
         compare_tables(library, EDGES, 2, TABLES)
         compare(emulated_step(library), truths)

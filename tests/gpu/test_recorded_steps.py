@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.smart import adversarial
 from smartcs.training import device_step, objective
 from smartcs.training.config import TrainConfig
-from smartcs.training.device_step import CudaRecorder
+from smartcs.training.device_step import CudaRecorder, DeviceStep
 from smartcs.training.trainer import Trainer
 
 # The CPU's adamw writes the CPU's packed weights, which are not those of a GPU's linear.
@@ -49,21 +49,21 @@ def trainer(recorded: bool, **values) -> Trainer:
 
 @contextmanager
 def nothing_waits(made: Trainer):
-    """On a GPU: from the third step of a shape on, torch refuses to wait while a step is launched or recorded."""
-    original = type(made.device_step)._run
+    """Once a shape has been warmed up, torch refuses to wait for a GPU while a step is launched or recorded."""
+    # A CPU has nothing to wait for: there a rehearsal's RecordedCalls refuses what would.
+    mode = Mock() if REHEARSAL else Mock(wraps=torch.cuda.set_sync_debug_mode)
+    run = DeviceStep._run
 
-    def watched(self, task, shape):
-        torch.cuda.set_sync_debug_mode("error" if shape.runs >= 2 else "default")
+    def watched(self, task, shapes, slices):
+        mode("error" if min(shape.runs for shape in shapes) >= device_step._WARM_UP else "default")
         try:
-            original(self, task, shape)
+            return run(self, task, shapes, slices)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            mode("default")
 
-    if REHEARSAL:  # RecordedCalls refuses what waits
+    with patch.object(DeviceStep, "_run", watched):
         yield
-    else:
-        with patch.object(type(made.device_step), "_run", watched):
-            yield
+    mode.assert_any_call("error")
 
 
 def course(made: Trainer) -> tuple[list[tuple[float | None, ...]], list[torch.Tensor]]:
@@ -73,17 +73,28 @@ def course(made: Trainer) -> tuple[list[tuple[float | None, ...]], list[torch.Te
     return steps, [p.detach().cpu() for model in models for p in model.parameters()]
 
 
+@pytest.fixture
+def fewer(monkeypatch):
+    """As on a GPU, and in a rehearsal a case cut down: interpreted steps take their time."""
+    for module in (adversarial, objective):
+        monkeypatch.setattr(module, "known_to_fail", lambda finite: False)
+    if REHEARSAL:
+        monkeypatch.setattr(device_step, "_WARM_UP", 1)
+    return lambda case: {**CASES[case], **({"tasks": "sst"} if REHEARSAL else {})}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", list(CASES)[1:2] if REHEARSAL else CASES)
-def test_replayed_steps_are_those_launched(case, precision, monkeypatch):
-    for module in (adversarial, objective):
-        monkeypatch.setattr(module, "known_to_fail", lambda finite: False)  # as on a GPU
-    values = CASES[case]
-    if REHEARSAL:  # interpreted steps take their time
-        values = {**values, "tasks": "sst"}
-        monkeypatch.setattr(device_step, "_WARM_UP", 1)
+def test_replayed_steps_are_those_launched(case, precision, fewer):
+    values = fewer(case)
     with fused(*OPS), smartcs.precision(precision):
         launched, recorded = trainer(False, **values), trainer(True, **values)
         first, second = course(launched), course(recorded)
     assert first[0] == second[0] and all(map(torch.equal, first[1], second[1]))
     assert recorded.graphs()["replayed_steps"] > 0
+
+
+def test_accumulated_steps_wait_for_nothing(fewer):
+    with fused(*OPS):
+        steps, _ = course(trainer(False, accumulate=2, **fewer("smart-bregman")))
+    assert all(loss is not None for loss, *_ in steps)

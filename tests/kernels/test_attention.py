@@ -89,6 +89,11 @@ def test_whole_sentences(triton_op, whole, dtype):
     check_budget(problem([64, 63, 17, 0, 1], 1, 24, DROPOUT), dtype)
 
 
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float16), ids=str)
+def test_whole_sentences_beside_longer_ones(triton_op, whole, dtype):
+    check_budget(problem([65, 64, 0, 17, 130], 1, 24, DROPOUT), dtype)
+
+
 # The blocks that a GPU gets: 32 queries at D = 64, else mostly 16; 32 keys for float32 (16 at D = 48), 64 for bfloat16.
 REAL_BLOCKS = [
     (([8, 9, 0, 3], 2, 32, DROPOUT), torch.float32),
@@ -197,12 +202,31 @@ MUTATIONS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_mutants_are_rejected(interpreter, mutation, dtype):
-    """By the error budget, or by what watches the memory."""
+    check_mutant(problem([2, 17], 2, 16, DROPOUT), dtype, Blocks(32, 32, 1), MUTATIONS[mutation])
+
+
+MUTATIONS_OF_WHOLE_SENTENCES = {
+    "whole beyond a block": ("positions(length) <= BLOCK_K", "positions(length) <= 2 * BLOCK_K"),
+    "sums of another launch": ("        if whole:\n            total", "        if False:\n            total"),
+    "dq missing": ("        if whole:\n            store", "        if False:\n            store"),
+    "dq not scaled": ("dot(tl.trans(ds), k) * scale", "dot(tl.trans(ds), k)"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mutation", MUTATIONS_OF_WHOLE_SENTENCES)
+def test_mutants_of_whole_sentences_are_rejected(interpreter, mutation, dtype):
+    p = problem([65, 17], 1, 16, DROPOUT)
+    check_mutant(p, dtype, Blocks(16, 64, 1), MUTATIONS_OF_WHOLE_SENTENCES[mutation])
+
+
+def check_mutant(p, dtype, blocks, mutation):
+    """It is rejected by the error budget, or by what watches the memory."""
     from interpreted import mutant
 
-    p, found = problem([2, 17], 2, 16, DROPOUT), "error budget|write the same element"
-    with mutant(OP, OP, *MUTATIONS[mutation]), pytest.raises(AssertionError, match=found):
-        import_module("smartcs.kernels.attention").blocks = lambda *_: Blocks(32, 32, 1)
+    found = "error budget|write the same element|not finite"
+    with mutant(OP, OP, *mutation), pytest.raises(AssertionError, match=found):
+        import_module("smartcs.kernels.attention").blocks = lambda *_: blocks
         check_budget(p, dtype)
 
 
@@ -253,7 +277,7 @@ def test_host_reads_nothing_from_the_device(monkeypatch):
 
 
 def test_nothing_of_the_batch_is_compiled_in():
-    constants = {"DROPOUT", "WHOLE", "HEAD_SIZE", "BLOCK_D", "BLOCK_Q", "BLOCK_K"}
+    constants = {"DROPOUT", "HEAD_SIZE", "BLOCK_D", "BLOCK_Q", "BLOCK_K"}
     for name in KERNELS:
         parameters = inspect.signature(getattr(triton_attention, name).fn).parameters
         assert {n for n, p in parameters.items() if "constexpr" in str(p.annotation)} <= constants

@@ -4,8 +4,8 @@ As in a graph, Python's part runs once; sizes and numbers are those of the recor
 the recording itself changes nothing. What would make the host wait for a GPU, or copy from it, is refused.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -67,6 +67,21 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     return found
 
 
+def _refuse(*_: Any) -> None:
+    raise Waits("a tensor's content on the host")
+
+
+@contextmanager
+def nothing_waits() -> Iterator[_Recording]:
+    """Within it Waits is raised for what would make the host wait for a GPU."""
+    with (
+        patch.object(Tensor, "tolist", _refuse),
+        patch.object(packing, "_check_offsets", lambda *_: None),  # on the CPU alone
+        _Recording() as recording,
+    ):
+        yield recording
+
+
 class RecordedCalls:
     """A `Recorder` of steps on the CPU.
 
@@ -80,16 +95,7 @@ class RecordedCalls:
         self.calls: list[list[str]] = []
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        recording = _Recording()
-
-        def refuse(*_: Any) -> None:
-            raise Waits("a tensor's content on the host")
-
-        with (
-            patch.object(Tensor, "tolist", refuse),
-            patch.object(packing, "_check_offsets", lambda *_: None),  # on the CPU alone
-            recording,
-        ):
+        with nothing_waits() as recording:
             output = function()
         for now, before in recording.before.values():
             now.copy_(before)

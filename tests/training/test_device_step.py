@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from op_harness import threads
-from training.recorded import RecordedCalls, Waits
+from training.recorded import RecordedCalls, Waits, nothing_waits
 
 import smartcs
 from smartcs._extension import extension_status
@@ -116,6 +116,21 @@ def test_waiting_is_refused(trainer):
     """Without `like_a_gpu` the regulariser looks whether its ascent was finite."""
     with pytest.raises(Waits, match="_local_scalar_dense"):
         course(trainer("recorded", **CASES["smart-bregman"]))
+
+
+@pytest.mark.parametrize("case", ["smart-all", "sentences"])
+def test_steps_of_slices_wait_for_nothing(like_a_gpu, trainer, case, monkeypatch):
+    launch, watched = DeviceStep._step_of_slices, []
+
+    def within(*arguments):
+        with nothing_waits() as recording:
+            output = launch(*arguments)
+        watched.append(len(recording.calls))
+        return output
+
+    monkeypatch.setattr(DeviceStep, "_step_of_slices", within)
+    steps = course(trainer("recorded", accumulate=3, cycles=3, **CASES[case]))
+    assert len(watched) == len(steps) and min(watched) > 100
 
 
 @pytest.mark.parametrize("when", [0, 21])
