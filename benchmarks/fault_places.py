@@ -8,9 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from fault_runs import Fault, Row, Runs, done, newest, refused
+from fault_runs import LIMIT, Fault, Row, Runs, done, has_checkpoints, newest, refused, wait_for
 
 from smartcs.training.checkpoint import MANIFEST, listed
 from smartcs.training.run_folder import CHECKPOINTS
@@ -24,22 +25,32 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def system(*command: str) -> None:
+    """A command of the system's that only root may give."""
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode != 0:
+        raise SystemExit(f"faults: {' '.join(command)}: {answer.stderr.strip()}; disk and readonly need root's rights")
+
+
 @contextmanager
-def mounted(folder: Path, size: int) -> Iterator[Callable[[str], None] | None]:
-    """A disk of that many bytes; None where mounting is not allowed. What is yielded mounts it again with options."""
+def mounted(folder: Path, size: int) -> Iterator[Callable[[str], None]]:
+    """A disk of that many bytes; what is yielded mounts it again with options."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        yield None
-        return
+    system("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     try:
-        yield lambda options: mount_again(folder, options)
+        yield lambda options: system("mount", "-o", f"remount,{options}", str(folder))
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        system("umount", str(folder))
 
 
-def mount_again(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+@contextmanager
+def unchangeable(folder: Path) -> Iterator[Callable[[], None]]:
+    """A folder whose list of names cannot be changed, even by root; what is yielded ends that before the block does."""
+    system("chattr", "+i", str(folder))
+    try:
+        yield lambda: system("chattr", "-i", str(folder))
+    finally:
+        system("chattr", "-i", str(folder))
 
 
 def disk(runs: Runs, rng: random.Random) -> Row:
@@ -49,34 +60,33 @@ def disk(runs: Runs, rng: random.Random) -> Row:
     for part in DISKS:
         place = runs.folder / f"disk-{part}"
         with mounted(place, round(part * need)) as again:
-            if again is None:
-                print("disk: mounting is not allowed here", flush=True)
-                break
-            process, run = runs.start(place / "run"), place / "run"
+            run = place / "run"
             row.hit("full disk")
-            broken(runs, process, run, row, ("No space left", "disk is full"), lambda: again("size=1g"))
-        print(f"disk: of {part:.0%} of the room, {row.facts()}", flush=True)
+            broken(runs, runs.start(run), run, row, "No space left", partial(again, "size=1g"))
+        print(f"disk: of {part:.0%} of the room, {row}", flush=True)
     largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     for part in FILES:
-        run, most = runs.folder / f"files-{part}", round(part * largest)
-        process = runs.start(run, limit=lambda most=most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-        row.hit("files that may not grow")
-        broken(runs, process, run, row, ("File too large",), lambda: None)
+        bounded(runs, runs.folder / f"files-{part}", row, round(part * largest))
     return row
 
 
+def bounded(runs: Runs, run: Path, row: Row, most: int) -> None:
+    """Files of at most that many bytes: what a quota does, without root's rights."""
+    row.hit("files that may not grow")
+    process = runs.start(run, limit=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most)))
+    broken(runs, process, run, row, "File too large", lambda: None)
+
+
 def broken(
-    runs: Runs, process: subprocess.Popen[str], run: Path, row: Row, words: tuple[str, ...], mend: Callable[[], object]
+    runs: Runs, process: subprocess.Popen[str], run: Path, row: Row, reason: str, mend: Callable[[], None]
 ) -> None:
     """A run that the fault ends in one line, or that says so and goes on; it is mended and gone on with."""
-    process.wait(120)
-    if process.returncode == 0:
-        said = done(process)
-        if not any(word in said for word in words):
+    if process.wait(LIMIT) == 0:
+        if reason not in (said := done(process)):
             raise Fault(f"the fault went unnoticed: {said[-1500:]}")
         row.went_on += 1
     else:
-        refused(process, *words)
+        refused(process, reason)
         row.refused += 1
     mend()
     runs.go_on(run, row)
@@ -88,57 +98,33 @@ def readonly(runs: Runs, rng: random.Random) -> Row:
     runs.whole()
     place = runs.folder / "disk"
     with mounted(place, 2**30) as again:
-        if again is None:
-            print("readonly: mounting is not allowed here", flush=True)
-        else:
-            again("ro")
-            row.hit("read-only disk")
-            refused(runs.start(place / "run"), "Read-only", "no permission to write")
-            row.refused += 1
-            again("rw")
-            if any(place.iterdir()):
-                raise Fault("something was written to a read-only disk")
-            runs.again(place / "run", row)
+        again("ro")
+        row.hit("read-only disk")
+        refused(runs.start(place / "run"), "no permission to write")
+        row.refused += 1
+        again("rw")
+        if any(place.iterdir()):
+            raise Fault("something was written to a read-only disk")
+        runs.again(place / "run", row)
     for number in range(3):
         run = runs.folder / f"fixed-{number}"
-        process, seen = runs.start(run), rng.randrange(1, 4)
-        while process.poll() is None and len(listed(run / CHECKPOINTS)) < min(seen, 2):
-            time.sleep(0.001)
+        process = runs.start(run)
+        wait_for(has_checkpoints(run, rng.randrange(1, 3)), process)
         time.sleep(rng.uniform(0, 0.2))
-        if not fix(run / CHECKPOINTS, True):
-            print("readonly: a folder cannot be made unchangeable here", flush=True)
-            process.kill()
-            process.communicate()
-            break
         row.hit("folder unchangeable from some moment on")
-        try:
-            broken(
-                runs,
-                process,
-                run,
-                row,
-                ("not permitted", "Permission denied"),
-                lambda run=run: fix(run / CHECKPOINTS, False),
-            )
-        finally:
-            fix(run / CHECKPOINTS, False)
-        print(f"readonly: {row.facts()}", flush=True)
+        with unchangeable(run / CHECKPOINTS) as end:
+            broken(runs, process, run, row, "not permitted", end)
+        print(f"readonly: {row}", flush=True)
     return row
-
-
-def fix(folder: Path, fixed: bool) -> bool:
-    """Makes a folder's list of names unchangeable, even for root, or changeable again; whether that worked."""
-    return subprocess.run(["chattr", "+i" if fixed else "-i", str(folder)], capture_output=True).returncode == 0
 
 
 def damaged(runs: Runs, rng: random.Random) -> Row:
     """Each file of the newest checkpoint, cut or with a bit flipped; and all checkpoints."""
     row, source = Row(), runs.folder / "source"
     process = runs.start(source)
-    while process.poll() is None and len(listed(source / CHECKPOINTS)) < 2:
-        time.sleep(0.001)
+    wait_for(has_checkpoints(source, 2), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=LIMIT)
     if process.returncode != 128 + signal.SIGTERM or len(listed(source / CHECKPOINTS)) != 2:
         raise Fault(f"exit status {process.returncode}, expected a run stopped with two checkpoints")
     last, before = listed(source / CHECKPOINTS)

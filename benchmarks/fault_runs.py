@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distributed_equality import settings
 from run_comparison import MODEL, differences
 
+from smartcs.model.files import CheckpointError
 from smartcs.training.checkpoint import Checkpoint, listed
 from smartcs.training.run_folder import CHECKPOINTS, LOSSES
 
@@ -23,7 +24,6 @@ FLAGS = [
     "--recipe", "smart-bregman", "--epochs", "2", "--cycles", "20", "--checkpoint-every", str(EVERY), "--keep", "2",
     "--learning-rate", "1e-3", "--encoder-dropout", "0.1", "--no-report", "--device", "cpu", "--fused",
 ]  # fmt: skip
-
 
 # The same command line, where the thread that prepares batches is ended once it has prepared that many.
 DYING = """
@@ -54,7 +54,7 @@ class Row:
     Attributes:
         injected: faults.
         resumed: runs that were gone on from a checkpoint and ended.
-        again: runs that had none yet, said so, and were started again.
+        again: runs that had none that was whole, said so, and were started again.
         refused: runs or resumptions that ended in one clear line before anything was lost.
         went_on: runs that the fault did not end.
         steps_lost: the most that had been logged and had to be taken again: the interval of checkpoints bounds it, or
@@ -77,10 +77,6 @@ class Row:
         self.injected += 1
         self.moments[moment] = self.moments.get(moment, 0) + 1
 
-    def facts(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
 
 class Runs:
     """Runs of one training on small data with a small model, below a folder.
@@ -99,7 +95,7 @@ class Runs:
         self.seconds = 0.0
 
     def process(
-        self, *arguments: str, limit: Callable[[], None] | None = None, dies_at: int | None = None
+        self, *arguments: str, limit: Callable[[], object] | None = None, dies_at: int | None = None
     ) -> subprocess.Popen[str]:
         """A run; `limit` is called in its process before it begins, `dies_at` is for DYING."""
         what = ["-m", "smartcs.train"] if dies_at is None else ["-c", DYING, str(dies_at)]
@@ -130,20 +126,21 @@ class Runs:
     def go_on(self, run: Path, row: Row) -> str:
         """Resumes a broken run, or starts it again where there is nothing to resume, and compares; what was printed."""
         checkpoint, process = newest(run), self.process("--resume", str(run))
-        if checkpoint is not None:
-            row.steps_lost = max(row.steps_lost, steps_logged(run) - checkpoint.step)
-            said = done(process)
-            row.resumed += 1
-            row.bytes_corrupted += bytes_that_differ(self.whole(), run)
-            return said
-        refused(process, "holds no checkpoint", "is no folder")
-        return self.again(run, row)
+        if checkpoint is None:
+            refused(process, "holds no checkpoint", "is no folder")
+            return self.again(run, row)
+        row.steps_lost = max(row.steps_lost, steps_logged(run) - checkpoint.step)
+        row.resumed += 1
+        return self._compared(process, run, row)
 
     def again(self, run: Path, row: Row) -> str:
         """Starts a run again, and compares."""
         shutil.rmtree(run, ignore_errors=True)
-        said = done(self.start(run))
         row.again += 1
+        return self._compared(self.start(run), run, row)
+
+    def _compared(self, process: subprocess.Popen[str], run: Path, row: Row) -> str:
+        said = done(process)
         row.bytes_corrupted += bytes_that_differ(self.whole(), run)
         return said
 
@@ -166,12 +163,23 @@ def refused(process: subprocess.Popen[str], *words: str, traceback: bool = False
     return said
 
 
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until it is true, or the process has ended."""
+    while process.poll() is None and not condition():
+        time.sleep(0.0005)
+
+
+def has_checkpoints(run: Path, count: int) -> Callable[[], bool]:
+    """Whether there are that many."""
+    return lambda: len(listed(run / CHECKPOINTS)) >= count
+
+
 def newest(run: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole."""
     for path in listed(run / CHECKPOINTS):
         try:
             return Checkpoint.read(path)
-        except (OSError, RuntimeError, ValueError):
+        except (CheckpointError, OSError):
             continue
     return None
 

@@ -3,9 +3,10 @@
     PYTHONPATH=tests python benchmarks/faults.py                        all, a quarter of an hour
     PYTHONPATH=tests python benchmarks/faults.py --only kill --kills 5
 
-kill      SIGKILL at random moments, three of eight of them while a checkpoint is being written
-disk      a full disk: a small tmpfs (with root's rights), and files that may not grow beyond a limit
-readonly  a folder that may not be written, from the start or from some moment on
+kill      SIGKILL at random moments, three of eight of them in or near the write of a checkpoint, the others in the last
+          70 % of the run's time
+disk      a full disk: a small tmpfs, which takes root's rights, and files that may not grow beyond a limit
+readonly  a folder that may not be written, from the start or from some moment on; with root's rights
 damaged   the newest checkpoint with one file cut or one bit flipped, each of its files in turn; and all checkpoints
 worker    the thread that prepares batches ended, and one of two processes of torchrun killed
 
@@ -20,12 +21,13 @@ import random
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fault_places import damaged, disk, readonly
-from fault_runs import EVERY, LIMIT, Row, Runs, newest, refused
+from fault_runs import EVERY, Row, Runs, has_checkpoints, newest, refused, wait_for
 from results_io import RESULTS, machine
 
 from smartcs.training.run_folder import CHECKPOINTS
@@ -33,14 +35,15 @@ from smartcs.training.run_folder import CHECKPOINTS
 PATH = RESULTS / "faults.json"
 
 
-def wait_for(condition, process, seconds: float = LIMIT) -> bool:  # type: ignore[no-untyped-def]
-    """Whether it came true before the process ended."""
-    until = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.0005)
-    return False
+def has_begun_to_write(run: Path, count: int) -> Callable[[], bool]:
+    """Whether so many checkpoints have been begun, of which the last may still be in the making."""
+    seen: set[str] = set()
+
+    def look() -> bool:
+        seen.update(path.name for path in (run / CHECKPOINTS).glob(".step-*.tmp"))
+        return len(seen) >= count
+
+    return look
 
 
 def kill(runs: Runs, rng: random.Random, count: int) -> Row:
@@ -51,15 +54,7 @@ def kill(runs: Runs, rng: random.Random, count: int) -> Row:
         run = runs.folder / f"kill-{row.injected}"
         process = runs.start(run)
         if row.injected % 8 < 3:
-            writes, seen = rng.randrange(1, 16), set()
-            folder = run / CHECKPOINTS
-
-            def writing(writes=writes, seen=seen, folder=folder) -> bool:  # type: ignore[no-untyped-def]
-                with suppress(OSError):
-                    seen.update(path.name for path in folder.glob(".step-*.tmp"))
-                return len(seen) >= writes
-
-            wait_for(writing, process)
+            wait_for(has_begun_to_write(run, rng.randrange(1, 16)), process)
             time.sleep(rng.uniform(0, 0.01))
         else:
             time.sleep(rng.uniform(0.3, 1.0) * runs.seconds)
@@ -93,12 +88,8 @@ def worker(runs: Runs, rng: random.Random) -> Row:
         for number in range(2):
             run = two.folder / f"rank-{number}"
             process = two.start(run)
-            step = rng.randrange(1, 5)
-            wait_for(lambda run=run, step=step: len(list((run / CHECKPOINTS).glob("step-*"))) >= min(step, 2), process)
-            victims = children(process.pid)
-            if not victims:
-                raise SystemExit("faults: torchrun has no processes to kill")
-            os.kill(victims[number % len(victims)], signal.SIGKILL)
+            wait_for(has_checkpoints(run, rng.randrange(1, 3)), process)
+            os.kill(children(process.pid)[number], signal.SIGKILL)
             row.hit("a process of torchrun")
             refused(process, "Signal 9", traceback=True)  # torchrun's own
             row.refused += 1
@@ -113,10 +104,18 @@ def children(process: int) -> list[int]:
     return [int(number) for number in found.split()]
 
 
+KINDS: dict[str, Callable[..., Row]] = {
+    "kill": kill,
+    "disk": disk,
+    "readonly": readonly,
+    "damaged": damaged,
+    "worker": worker,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("kill", "disk", "readonly", "damaged", "worker")
-    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
     parser.add_argument("--no-record", action="store_true", help=f"leave {PATH.name} as it is")
@@ -125,20 +124,16 @@ def main() -> None:
     for kind in options.only:
         rng, begun = random.Random(options.seed), time.monotonic()
         with TemporaryDirectory() as name:
-            runs = Runs(Path(name))
-            if kind == "kill":
-                row = kill(runs, rng, options.kills)
-            else:
-                row = {"disk": disk, "readonly": readonly, "damaged": damaged, "worker": worker}[kind](runs, rng)
+            row = KINDS[kind](Runs(Path(name)), rng, **({"count": options.kills} if kind == "kill" else {}))
         bound = EVERY * (1 if kind in ("kill", "worker") else 2)
-        facts = {**row.facts(), "bound": bound, "seconds": round(time.monotonic() - begun), **about}
+        facts = {**asdict(row), "bound": bound, "seconds": round(time.monotonic() - begun), **about}
         print(f"{kind}: {facts}", flush=True)
         if row.bytes_corrupted or row.steps_lost > bound:
             sys.exit(f"faults: {kind}: {row.bytes_corrupted} bytes corrupted, {row.steps_lost} steps lost")
         if not options.no_record:
             known = json.loads(PATH.read_text()) if PATH.is_file() else {}
-            known = {name: row for name, row in {**known, kind: facts}.items() if name in kinds}
-            PATH.write_text(json.dumps({name: known[name] for name in kinds if name in known}, indent=1) + "\n")
+            known[kind] = facts
+            PATH.write_text(json.dumps({name: known[name] for name in KINDS if name in known}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

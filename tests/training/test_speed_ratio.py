@@ -17,13 +17,13 @@ from smartcs.data.sample import sample_folder, sample_tokenizer
 from smartcs.training.config import TrainConfig
 from smartcs.training.trainer import Trainer
 
-# Time of the reference over time of fused: eight medians of 5 turns lay between 1.98 and 2.26 (EPYC 9005, AVX-512),
-# where oneDNN's products are about 1.7 times as fast as those of PyTorch's BLAS. Where both sides use the BLAS, the
-# products, most of the work, are the same.
-LEAST = 1.3
+# Time of the reference over time of fused, in medians of 5 turns: 1.98 to 2.30 with AVX-512 (EPYC 9005), 1.37 to 1.40
+# where the same CPU is held to AVX2, and 1.18 on another machine. That is how much faster oneDNN's products are than
+# those of PyTorch's BLAS; where both sides use the BLAS, the products, most of the work, are the same.
+LEAST = 1.1
 LEAST_WITH_EQUAL_PRODUCTS = 1.05
 TURNS = 5
-ATTEMPTS = 2
+ATTEMPTS = 3
 BATCHES = {"batch_sst": 6, "batch_qqp": 10, "batch_sts": 4}
 
 
