@@ -10,26 +10,26 @@ What was found is in benchmarks/results/resume-equality.json.
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 import torch
 from distributed_equality import settings
 from results_io import RESULTS, machine
 from rich.console import Console
 from run_comparison import differences
-from training.resuming import go_on
+from training.resuming import go_on, stopping
 
 from smartcs.training.config import TrainConfig
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.recipes import RECIPES
+from smartcs.training.record import RunResult
 from smartcs.training.run import train
 from smartcs.training.trainer import Trainer
 
@@ -40,18 +40,9 @@ SHORT = {
 }  # fmt: skip
 
 
-def stopped(at: int, loop: type, run: Any) -> Any:
+def stopped(at: int, loop: type, run: Callable[[], RunResult]) -> RunResult:
     """The result of a run that gets a signal after that step of fine-tuning or of pretraining."""
-    original = loop.epoch  # type: ignore[attr-defined]
-
-    def epoch(self: Any) -> Any:
-        for taken in original(self):
-            if taken.step == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield taken
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "epoch", epoch)
+    with stopping(at, loop, signal.SIGTERM):
         result = run()
     assert result.signal == signal.SIGTERM
     return result

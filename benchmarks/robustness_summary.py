@@ -1,52 +1,26 @@
-"""The first table of docs/robustness.md: what was run on lost runs, strangers' files and processes."""
+"""The first table of docs/robustness.md: what was run on lost runs, strangers' files and several processes."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustness_tables import SANITIZERS, read
+from robustness_tables import count_findings, read
 
-PROCESSES = {
-    "processes 2": "2 processes equal",
-    "processes 3": "3 processes equal",
-    "slices": "`--accumulate 3` equals",
-}
+PROCESSES = {"processes 2": "2 processes", "processes 3": "3 processes", "slices": "`--accumulate 3`"}
 
 
 def fuzzing(folder: Path) -> list[list[str]]:
     """Readers together, and the ops."""
-    found = read("fuzz.json", folder)
-    rows, lines = found.get("rows", []), []
-    for name, is_ops in (("readers of files", False), ("the ops, called from Python", True)):
+    rows, lines = read("fuzz.json", folder).get("rows", []), []
+    for name, is_ops, by, arguments in (
+        ("readers of files", False, ("atheris", "random inputs to the targets"), ""),
+        ("the ops, called from Python", True, ("the ops' fuzzer",), " ARGS='--only ops'"),
+    ):
         of = [row for row in rows if (row["target"] == "ops") == is_ops]
-        fixed = [one for one in found["findings"] if (one["by"] == "the ops' fuzzer") == is_ops and _by_inputs(one)]
         inputs, hours = sum(row["inputs"] for row in of), sum(row["seconds"] for row in of) / 3600
-        still = sum(len(row["found"]) for row in of)
-        command = "`make fuzz ARGS='--only ops'`" if is_ops else "`make fuzz`"
-        lines.append(
-            [f"fuzzing, {name}", f"{inputs:,} inputs, {hours:.2f} hours", f"{still} open", f"{len(fixed)}", command]
-        )
+        how_much, still = f"{inputs:,} inputs, {hours:.2f} hours", sum(len(row["found"]) for row in of)
+        fixed = count_findings(folder, *by)
+        lines.append([f"fuzzing, {name}", how_much, f"{still} open", fixed, f"`make fuzz{arguments}`"])
     return lines
-
-
-def _by_inputs(one: Mapping[str, str]) -> bool:
-    return one["by"] in ("atheris", "random inputs to the targets", "the ops' fuzzer")
-
-
-def sanitizers(folder: Path) -> list[list[str]]:
-    """One row each."""
-    fixed = [one for one in read("fuzz.json", folder).get("findings", []) if one["by"].endswith("Sanitizer")]
-    return [
-        [
-            SANITIZERS[name],
-            f"{row['tests']:,} tests",
-            row["ended"],
-            str(len(fixed)) if name == "address" else "0",
-            f"`make sanitize ARGS='--only {name}'`",
-        ]
-        for name, row in read("sanitizers.json", folder).items()
-    ]
 
 
 FAULTS = {
@@ -71,7 +45,7 @@ def faults(folder: Path) -> list[list[str]]:
                 FAULTS[kind],
                 f"{row['injected']} faults{_moments(row['moments'])}",
                 f"{', '.join(ended)}; {lost}; {row['bytes_corrupted']} bytes corrupted",
-                str(sum(one["by"] == f"faults: {kind}" for one in read("fuzz.json", folder).get("findings", []))),
+                count_findings(folder, f"faults: {kind}"),
                 f"`PYTHONPATH=tests python benchmarks/faults.py --only {kind}`",
             ]
         )
@@ -97,30 +71,23 @@ def resuming(folder: Path) -> list[list[str]]:
 
 def processes(folder: Path) -> list[list[str]]:
     """Several processes or slices against one with the whole batch; the largest difference of each arithmetic."""
-    path = folder / "distributed-equality.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    lines = []
+    rows, lines = list(read("distributed-equality.json", folder)), []
     for tolerance in sorted({row["tolerance"] for row in rows}):
         of = [row for row in rows if row["tolerance"] == tolerance]
-        kind = "float64, reference" if tolerance < 1e-6 else "float32, fused"
-        for key, what in PROCESSES.items():
-            most = max(row[key] for row in of)
-            lines.append(
-                [
-                    f"{what} one with the whole batch, {kind}",
-                    f"{len(of)} trainings of six steps",
-                    f"within {most:.0e}, tolerance {tolerance:.0e}",
-                    "0",
-                    "`PYTHONPATH=tests python benchmarks/distributed_equality.py`",
-                ]
-            )
+        most = ", ".join(f"{what} {max(row[key] for row in of):.0e}" for key, what in PROCESSES.items())
+        what = "processes and slices equal one with the whole batch, "
+        what += "float64, reference" if tolerance < 1e-6 else "float32, fused"
+        command = "`PYTHONPATH=tests python benchmarks/distributed_equality.py`"
+        lines.append(
+            [what, f"{len(of)} trainings of six steps", f"within {most}; tolerance {tolerance:.0e}", "0", command]
+        )
     return lines
 
 
 def summary(folder: Path) -> str:
     """All of it."""
     lines = ["| what | how much | came of it | found and fixed | command |", "|---|---|---|--:|---|"]
-    for part in (faults, resuming, processes, fuzzing, sanitizers):
+    for part in (faults, resuming, processes, fuzzing):
         lines += [f"| {' | '.join(row)} |" for row in part(folder)]
     return "\n".join(lines)
 

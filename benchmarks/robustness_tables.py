@@ -1,4 +1,4 @@
-"""The tables of docs/robustness.md on files from strangers and on the C++ code, from fuzz.json and sanitizers.json."""
+"""The tables of docs/robustness.md but its first, from fuzz.json, sanitizers.json and findings.json."""
 
 import json
 from pathlib import Path
@@ -28,12 +28,17 @@ SANITIZERS = {
     "thread": "ThreadSanitizer: tests/ops, several threads",
     "emulation": "AddressSanitizer, UndefinedBehaviorSanitizer: the GPU kernels on the host",
 }
+FOUND_BY = {"address": ("AddressSanitizer", "UndefinedBehaviorSanitizer"), "thread": ("ThreadSanitizer",)}
 
 
-def read(name: str, folder: Path) -> dict[str, Any]:
+def read(name: str, folder: Path) -> Any:
     """A file of results, {} where there is none yet."""
-    found: dict[str, Any] = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
-    return found
+    return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+
+
+def count_findings(folder: Path, *by: str) -> str:
+    """How many findings.json has of these. It is written by hand: a finding goes there once it is fixed."""
+    return str(sum(one["by"] in by for one in read("findings.json", folder)))
 
 
 def fuzz_table(folder: Path) -> str:
@@ -53,20 +58,22 @@ def fuzz_table(folder: Path) -> str:
 def findings_table(folder: Path) -> str:
     """What was found, each fixed."""
     lines = ["| found by | what | now | kept by |", "|---|---|---|---|"]
-    for one in read("fuzz.json", folder).get("findings", []):
+    for one in read("findings.json", folder):
         lines.append(f"| {one['by']} | {one['what']} | {one['now']} | `{one['test']}` |")
     return "\n".join(lines)
 
 
 def sanitizer_table(folder: Path) -> str:
     """Tests run under each sanitizer, what it found, and the mistakes that it was given."""
-    lines = ["| what | tests | ended | mistakes put in, found | command |", "|---|--:|---|--:|---|"]
+    lines = ["| what | tests | ended | found and fixed | mistakes put in, found | command |"]
+    lines.append("|---|--:|---|--:|--:|---|")
     for name, row in read("sanitizers.json", folder).items():
         mutants = row.get("mutants", [])
         caught = f"{sum(one['caught'] for one in mutants)} of {len(mutants)}" if mutants else "by the tests themselves"
         command = f"`make sanitize ARGS='--only {name}'`"
-        lines.append(f"| {SANITIZERS[name]} | {row['tests']:,} | {row['ended']} | {caught} | {command} |")
+        fixed = count_findings(folder, *FOUND_BY.get(name, ()))
+        lines.append(f"| {SANITIZERS[name]} | {row['tests']:,} | {row['ended']} | {fixed} | {caught} | {command} |")
     return "\n".join(lines)
 
 
-TABLES = {"fuzzing": fuzz_table, "fuzz-findings": findings_table, "sanitizers": sanitizer_table}
+TABLES = {"fuzzing": fuzz_table, "findings": findings_table, "sanitizers": sanitizer_table}

@@ -203,18 +203,7 @@ def parts(folder: Path = RESULTS) -> dict[str, Callable[[], str]]:
         "goals": lambda: goals_table(folder),
         "gpu-resources-triton": lambda: resources_table(TRITON, folder),
         "gpu-resources-cpp": lambda: resources_table(CPP, folder),
-        **{
-            name: partial(table, folder)
-            for one in (
-                experiment_tables,
-                gpu_tables,
-                gpu_proofs,
-                distributed_tables,
-                robustness_tables,
-                robustness_summary,
-            )
-            for name, table in one.TABLES.items()
-        },
+        **{name: partial(table, folder) for one in WITH_TABLES for name, table in one.TABLES.items()},
     }
 
 

@@ -106,9 +106,14 @@ def pytest_addoption(parser):
     parser.addoption("--evidence", type=Path, help="write what was held to its tolerances to this file, as JSON")
 
 
+def pytest_runtest_setup(item):
+    evidence.planted = item.get_closest_marker("mistake") is not None
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("evidence"):
-        evidence.write(config.getoption("evidence"), [r.nodeid for r in terminalreporter.stats.get("passed", [])])
+        passed = [(r.nodeid, "mistake" in r.keywords) for r in terminalreporter.stats.get("passed", [])]
+        evidence.write(config.getoption("evidence"), passed)
     if error_budget.observed:
         terminalreporter.section("largest share of the error budget used")
         for (kind, dtype), used in sorted(error_budget.observed.items()):

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the extension against a CUDA build of torch and checks that every CUDA kernel is in it and answers; needs nvcc
 # of that torch's CUDA major version and no GPU. Slow, and torch takes 5 GB: run it with `make cuda-build-check`. The
-# environment build/cuda-build-check is kept, so that a second run only compiles what changed.
+# environment build/cuda-build-check is kept, so that a second run only compiles what changed. What was built goes into
+# benchmarks/results/cuda-build.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,9 +18,12 @@ unset PYTHONPATH SMARTCS_BACKEND SMARTCS_ISA
 "$venv/bin/pip" install --quiet smartcs
 
 kernels=$(grep -ho 'm.impl("[a-z_]*"' csrc/cuda/*.cu | cut -d '"' -f 2)
+record=$PWD/benchmarks/results/cuda-build.json
 cd "$venv"
-bin/python -P - $kernels <<'PYTHON'
+bin/python -P - "$record" $kernels <<'PYTHON'
+import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -37,7 +41,7 @@ calls = {
     "symmetric_kl_fwd": (x, x, False),
     "symmetric_kl_bwd": (ids, x, x, False, False, True, True),
 }
-assert sorted(calls) == sorted(sys.argv[1:]) and set(CUDA_OPS.values()) <= set(calls)
+assert sorted(calls) == sorted(sys.argv[2:]) and set(CUDA_OPS.values()) <= set(calls)
 assert all(no_gpu_kernel(op) is None for op in CUDA_OPS)
 for name, arguments in calls.items():
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"smartcs::{name}", "CUDA"), name
@@ -48,5 +52,7 @@ for name, arguments in calls.items():
         print(f"{name}: in the extension, and refuses CPU tensors ({str(error).splitlines()[0]})")
     else:
         raise AssertionError(f"{name} takes CPU tensors for CUDA's")
+about = {"torch": facts["torch"], "cuda": torch.version.cuda, "nvcc": facts["cuda"], "kernels": sorted(calls)}
+Path(sys.argv[1]).write_text(json.dumps(about, indent=1) + "\n")
 print(f"built by nvcc {facts['cuda']} for torch {facts['torch']} (CUDA {torch.version.cuda}) in {smartcs.__file__}")
 PYTHON

@@ -5,7 +5,6 @@
 
 #include <ATen/core/List.h>
 
-#include <algorithm>
 #include <limits>
 #include <string>
 
@@ -133,7 +132,7 @@ at::Tensor step(at::TensorList params, const OptionalTensors& grads, const Optio
   for (size_t i = 0; i < params.size(); ++i) {
     rows.push_back(row_of(lists, i));
     numbers.push_back({lr[i], beta1[i], beta2[i], eps[i], weight_decay[i]});
-    sums += std::max<int64_t>(adamw_chunks(rows.back()), 1);
+    sums += adamw_chunks(rows.back());
   }
   const c10::cuda::CUDAGuard guard(device);
   const bool measured = max_grad_norm.has_value();

@@ -77,14 +77,15 @@ struct AdamWLaunch {
 };
 static_assert(sizeof(AdamWLaunch<kAdamWTensors, kAdamWGroups>) <= 32764, "what CUDA 12.1 and later pass to a kernel");
 
+// One even where there are no numbers: steps are counted with a tensor's first.
 inline int64_t adamw_chunks(const AdamWTensor& tensor) {
-  return ceil_div(tensor.size, kAdamWChunk);
+  return tensor.size > 0 ? ceil_div(tensor.size, kAdamWChunk) : 1;
 }
 
-// The blocks of a launch's first kernel, each of which leaves a partial sum; one where no tensor has numbers.
+// The blocks of a launch's first kernel, each of which leaves a partial sum.
 template <int kSums, class Launch>
 int64_t adamw_sums(const Launch& args) {
-  return args.chunk_count < 1 ? 1 : args.chunk_count < kSums ? args.chunk_count : kSums;
+  return args.chunk_count < kSums ? args.chunk_count : kSums;
 }
 
 // The tensors, each with its numbers, in as many launches as it takes.
@@ -123,14 +124,13 @@ std::vector<AdamWLaunch<kTensors, kGroups>> launches_of(const AdamWStep& step, c
 
 // A chunk of a launch's.
 struct Span {
-  int32_t index;  // its tensor's in the table
   AdamWTensor tensor;
   int64_t begin, end;
 
   template <class Launch>
   __device__ Span(const Launch& args, int32_t chunk) {
-    // The last tensor that begins at this chunk or before: those without numbers begin where the next one does.
-    index = 0;
+    // The last tensor that begins at this chunk or before.
+    int32_t index = 0;
     for (int32_t beyond = args.tensor_count; beyond - index > 1;) {
       const int32_t middle = (index + beyond) / 2;
       (args.tensors[middle].first_chunk <= chunk ? index : beyond) = middle;
@@ -153,31 +153,28 @@ __device__ __forceinline__ double squares(const Span& span) {
   return sum;
 }
 
-// Adds to the step counts of a launch's tensors, each of which is one thread's.
-template <class Launch>
-__device__ __forceinline__ void count_steps(const Launch& args, double more) {
-  const int32_t threads = static_cast<int32_t>(gridDim.x) * kAdamWThreads;
-  for (auto i = static_cast<int32_t>(blockIdx.x * kAdamWThreads + threadIdx.x); i < args.tensor_count; i += threads) {
-    const AdamWTensor& tensor = args.tensors[i];
-    if (!tensor.updated()) continue;
-    if (tensor.wide_step) {
-      *static_cast<double*>(tensor.step) += more;
-    } else {
-      *static_cast<float*>(tensor.step) += static_cast<float>(more);
-    }
+// Adds to the step count of a tensor, at its first chunk.
+__device__ __forceinline__ void count_step(const Span& span, int more) {
+  if (threadIdx.x != 0 || span.begin != 0 || !span.tensor.updated()) return;
+  if (span.tensor.wide_step) {
+    *static_cast<double*>(span.tensor.step) += more;
+  } else {
+    *static_cast<float*>(span.tensor.step) += static_cast<float>(more);
   }
 }
 
 template <int kTensors, int kGroups>
 __global__ void __launch_bounds__(kAdamWThreads)
     adamw_begin_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
-  count_steps(args, 1);
-  if (args.step.partial_sums == nullptr) return;
+  const bool measured = args.step.partial_sums != nullptr;
   double sum[1] = {0};
   for (auto chunk = static_cast<int32_t>(blockIdx.x); chunk < args.chunk_count; chunk += gridDim.x) {
     const Span span(args, chunk);
-    if (span.tensor.updated()) sum[0] += span.tensor.wide ? squares<double>(span) : squares<float>(span);
+    count_step(span, 1);
+    if (!measured || !span.tensor.updated()) continue;
+    sum[0] += span.tensor.wide ? squares<double>(span) : squares<float>(span);
   }
+  if (!measured) return;
   over_block<kAdamWThreads, 1, 0>(sum);
   if (threadIdx.x == 0) args.step.partial_sums[args.first_sum + blockIdx.x] = sum[0];
 }
@@ -256,8 +253,8 @@ __global__ void __launch_bounds__(kAdamWThreads)
     adamw_update_kernel(const __grid_constant__ AdamWLaunch<kTensors, kGroups> args) {
   const AdamWStep& step = args.step;
   const double scale = clip_scale(step, args.sum_count);
-  if (scale != scale) return count_steps(args, -1);
   const Span span(args, static_cast<int32_t>(blockIdx.x));
+  if (scale != scale) return count_step(span, -1);
   const AdamWNumbers& numbers = args.numbers[span.tensor.group];
   SMARTCS_SHARED(AdamWScalars, scalars, 1);
   if (threadIdx.x == 0 && span.tensor.updated()) scalars[0] = scalars_of(step, span.tensor, numbers);
@@ -276,12 +273,10 @@ void adamw_step(const AdamWStep& step, const std::vector<AdamWTensor>& tensors,
                 const std::vector<AdamWNumbers>& numbers, cudaStream_t stream) {
   const auto launches = launches_of<kTensors, kGroups, kSums>(step, tensors, numbers);
   for (const auto& args : launches) {
-    const int64_t blocks = step.partial_sums == nullptr ? 1 : adamw_sums<kSums>(args);
-    launch(adamw_begin_kernel<kTensors, kGroups>, blocks, kAdamWThreads, stream, args);
+    launch(adamw_begin_kernel<kTensors, kGroups>, adamw_sums<kSums>(args), kAdamWThreads, stream, args);
   }
   for (const auto& args : launches) {
-    const int64_t blocks = args.chunk_count > 0 ? args.chunk_count : 1;  // that takes steps back
-    launch(adamw_update_kernel<kTensors, kGroups>, blocks, kAdamWThreads, stream, args);
+    launch(adamw_update_kernel<kTensors, kGroups>, args.chunk_count, kAdamWThreads, stream, args);
   }
 }
 

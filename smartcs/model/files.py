@@ -1,6 +1,5 @@
 """Reading and writing the files of a checkpoint folder, and the two errors that go with them."""
 
-import errno
 import json
 import os
 import re
@@ -87,8 +86,9 @@ def tensor_writer(tensors: Mapping[str, Tensor]) -> Writer:
             save_file(on_host, path, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say, which is an OSError everywhere else
             found = re.search(r"os error (\d+)", str(error))
-            number = int(found[1]) if found else errno.EIO
-            raise OSError(number, os.strerror(number), str(path)) from error
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
     return write
 

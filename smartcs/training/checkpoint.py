@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smartcs.model.files import CheckpointError, json_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, first_line, json_writer, read_json, write_files
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -197,7 +197,7 @@ def _read_manifest(folder: Path) -> tuple[int, tuple[str, ...], dict[str, tuple[
         step, needs = manifest["step"], tuple(manifest["needs"])
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a manifest ({type(error).__name__}: {error})") from None
+        raise CheckpointError(f"{path}: not a manifest ({first_line(error)})") from None
     if type(step) is not int or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in needs):
         found = f"step is {reprlib.repr(step)} and needs {reprlib.repr(needs)}"
         raise CheckpointError(f"{path}: {found}, expected a number and names")

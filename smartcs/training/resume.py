@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from smartcs.data.examples import DataError
-from smartcs.model.files import CheckpointError, copy_writer, read_json, write_files
+from smartcs.model.files import CheckpointError, copy_writer, first_line, read_json, write_files
 from smartcs.training.checkpoint import MANIFEST, Checkpoint, clean, digest_of, listed
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
@@ -149,9 +149,7 @@ class Resumption:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: not a state of this run ({type(error).__name__}: {error})"
-            ) from None
+            raise CheckpointError(f"{self.checkpoint.folder}: not a state of this run ({first_line(error)})") from None
 
     def restore_files(self, config: TrainConfig) -> None:
         """Brings the run's folder to where it was: losses.csv, the weights of the best epoch, the settings as they are

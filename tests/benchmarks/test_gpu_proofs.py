@@ -26,11 +26,9 @@ def copy(tmp_path):
 
 
 def test_every_kernel_has_its_rows():
-    """Each op with kernels in kernels/ or csrc/cuda is in the table, and each file that it is said to be made of."""
-    named = {kernel for op in OPS for kernel in op.kernels}
-    helpers = {"__init__", "philox", "tiles", "common", "linear"}  # linear: bias_gelu's kernels
-    there = {path.stem for path in (*ROOT.glob("kernels/*.py"), *ROOT.glob("csrc/cuda/*.cuh"))} - helpers
-    assert there == named
+    """Each kernel that was compiled is one of the table's, and the other way round."""
+    resources = json.loads((gpu_proofs.RESULTS / gpu_proofs.RESOURCES).read_text())
+    assert {row["kernel"] for row in resources["rows"]} == {kernel for op in OPS for kernel in op.kernels}
     assert all((ROOT / "tests" / op.file).is_file() for op in OPS) and all(
         (ROOT / "tests" / f).is_file() for f in OTHERS
     )
@@ -38,7 +36,7 @@ def test_every_kernel_has_its_rows():
 
 def test_rows(copy):
     table = ops_table(copy(lambda found: None)).splitlines()
-    assert len(table) == 2 + sum(len(op.passes) * len(op.dtypes) for op in OPS)
+    assert len(table) == 2 + sum(len(op.dtypes) for op in OPS)
     row = next(line for line in table if line.startswith("| `attention` | backward | bfloat16 |"))
     held = evidence()["tests/kernels/test_attention.py"]["held"]["backward"]["bfloat16"]
     assert (
@@ -58,7 +56,7 @@ def test_what_is_missing_is_an_error(copy):
 def test_everything_held_and_every_mistake_was_refused():
     for op in OPS:
         tests = evidence()[f"tests/{op.file}"]
-        assert tests["mutants"] >= 3, op.file
+        assert tests["mistakes"] >= 3, op.file
         assert all(one["share"] <= 1 for held in tests["held"].values() for one in held.values())
 
 

@@ -100,6 +100,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mutation", MUTANTS)
 def test_rejects(emulated, mutation):
     library = emulated("perturb", MUTANTS[mutation])

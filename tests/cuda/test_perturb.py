@@ -172,6 +172,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mutation", MUTANTS)
 def test_rejects(emulated, mutation):
     library, large = emulated("perturb", MUTANTS[mutation]), LARGE | {"radius": 0.5}

@@ -142,6 +142,7 @@ MUTANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mutation", MUTANTS)
 def test_rejects(emulated, mutation):
     library = emulated("symmetric_kl", MUTANTS[mutation])

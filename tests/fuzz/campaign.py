@@ -81,8 +81,8 @@ def run_ops(inputs: int, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def record(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Rows replace those of the same targets; the list of findings, written by hand, stays."""
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": [], "findings": []}
+    """Rows replace those of the same targets."""
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     kept = {row["target"]: row for row in known["rows"]} | {row["target"]: {**row, **about} for row in rows}
     known["rows"] = [kept[name] for name in SHARES if name in kept]
     RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")

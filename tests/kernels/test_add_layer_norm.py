@@ -55,6 +55,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mistake", MUTANTS, ids=[wrong for *_, wrong in MUTANTS])
 def test_budget_rejects(interpreter, mistake):
     from interpreted import mutant
@@ -70,6 +71,7 @@ UNSAFE = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize(("right", "wrong"), [row[1:] for row in UNSAFE], ids=[row[0] for row in UNSAFE])
 def test_memory_is_watched(interpreter, right, wrong):
     from interpreted import mutant

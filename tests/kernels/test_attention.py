@@ -199,6 +199,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_mutants_are_rejected(interpreter, mutation, dtype):
@@ -213,6 +214,7 @@ MUTATIONS_OF_WHOLE_SENTENCES = {
 }
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mutation", MUTATIONS_OF_WHOLE_SENTENCES)
 def test_mutants_of_whole_sentences_are_rejected(interpreter, mutation, dtype):

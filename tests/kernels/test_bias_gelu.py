@@ -79,6 +79,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mistake", MUTANTS, ids=[wrong for *_, wrong in MUTANTS])
 def test_budget_rejects(interpreter, mistake):
     from interpreted import mutant

@@ -24,6 +24,7 @@ def test_a_part_draws_what_it_does_in_the_whole(interpreter, op):
             check_part(op, first)
 
 
+@pytest.mark.mistake
 def test_a_lost_offset_is_noticed(interpreter):
     from interpreted import mutant
 
@@ -43,6 +44,7 @@ LOST = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("lost", LOST, ids=str)
 def test_a_lost_row_is_noticed(interpreter, lost):
     from interpreted import mutant
@@ -52,6 +54,7 @@ def test_a_lost_row_is_noticed(interpreter, lost):
         check_part(op, 0)
 
 
+@pytest.mark.mistake
 def test_rows_beyond_32_bits_are_noticed(interpreter):
     """Were they clamped instead of taken modulo 2**32."""
     from interpreted import mutant

@@ -77,6 +77,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize(("right", "wrong"), MUTANTS, ids=[wrong for _, wrong in MUTANTS])
 def test_sums_of_runs_have_teeth(interpreter, right, wrong):
     from interpreted import mutant
@@ -93,6 +94,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mistake", MUTANTS, ids=[wrong for *_, wrong in MUTANTS])
 def test_budget_rejects(interpreter, mistake):
     from interpreted import mutant

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from error_budget import BudgetExceeded, check
-from op_harness import check_budget, check_equal, evaluate, normal
+from op_harness import check_budget, check_equal, evaluate, normal, truth_and_fallback
 from ops.test_linear_precision import KINDS, in_bf16, problem
 
 from smartcs.ops.linear import linear_rounded_reference
@@ -53,6 +53,8 @@ def test_bfloat16_input_and_gradient(bf16_op, activation):
     first, second = evaluate(p, values | {"grad_y": low["grad_y"]}, "fused"), evaluate(p, low, "fused")
     first["x"], second["x"] = first["x"].to(LOW).float(), second["x"].float()
     check_equal(first, second, "storing x in bfloat16, which holds it, changes it")
+    truth, fallback = truth_and_fallback(p, torch.float32)
+    check(second["x"].to(LOW), truth["x"], fallback["x"].to(LOW), KINDS["x"], "gradient of x")
 
 
 def test_only_what_is_wanted(bf16_op):
@@ -93,6 +95,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_mutants_fail(interpreter, mistake):
     from interpreted import mutant

@@ -179,15 +179,16 @@ def mutated(mutant: Mutant, package: Path) -> Path:
     wrong.write_text(text.replace(mutant.old, mutant.new))
     entries = json.loads((build_folder / "compile_commands.json").read_text())
     entry = next(entry for entry in entries if entry["file"] == str(source))
-    whole = str(re.search(r" -o (\S+)", entry["command"])[1])  # type: ignore[index]
-    command = entry["command"].replace(str(source), str(wrong)).replace(whole, str(compiled))
+    compilation = shlex.split(entry["command"])
+    right = compilation[compilation.index("-o") + 1]
+    command = entry["command"].replace(str(source), str(wrong)).replace(right, str(compiled))
     subprocess.run(f"{command} -w -I{source.parent}", shell=True, check=True, cwd=build_folder)
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     asked = subprocess.run(
         [str(ninja), "-t", "commands", "-s", "_ops.so"], cwd=build_folder, capture_output=True, text=True
     )
     link = asked.stdout.strip().splitlines()[-1]
-    link = link.replace(whole, str(compiled)).replace("-o _ops.so", f"-o {target}/smartcs/_ops.so")
+    link = link.replace(right, str(compiled)).replace("-o _ops.so", f"-o {target}/smartcs/_ops.so")
     subprocess.run(link, shell=True, check=True, cwd=build_folder)
     return target
 

@@ -1,15 +1,14 @@
 """A way to configure and run a training of a second, and to interrupt it."""
 
-import os
-import signal
+from contextlib import ExitStack
 
 import pytest
 from rich.console import Console
+from training.resuming import stopping
 
 from smartcs.training.config import TrainConfig
 from smartcs.training.record import RunResult
 from smartcs.training.run import train
-from smartcs.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -58,19 +57,7 @@ def short(config, tmp_path):
 
 
 @pytest.fixture
-def stop_at(monkeypatch):
+def stop_at():
     """Sends a signal when that step, of fine-tuning or of pretraining, has been taken; once."""
-
-    def stop(step, loop=Trainer, number=signal.SIGINT):
-        original = loop.epoch
-
-        def epoch(self):
-            for taken in original(self):
-                if taken.step == step:
-                    os.kill(os.getpid(), number)
-                    monkeypatch.setattr(loop, "epoch", original)
-                yield taken
-
-        monkeypatch.setattr(loop, "epoch", epoch)
-
-    return stop
+    with ExitStack() as stack:
+        yield lambda *step, **options: stack.enter_context(stopping(*step, **options))
