@@ -80,6 +80,11 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_name(value: object) -> bool:
+    """Whether a checkpoint's folder may be called that."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def listed(checkpoints: Path) -> list[Path]:
     """The checkpoints in a folder that may not exist, whole or not, the newest first."""
     if not checkpoints.is_dir():
@@ -153,16 +158,24 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def put_back(checkpoints: Path) -> None:
+    """Puts back what a killed process was about to replace; several processes may do so at a time."""
+    for path, name in _left_over(checkpoints):
+        if name[2] == "old" and not (checkpoints / name[1]).exists():
+            with suppress(OSError):
+                path.rename(checkpoints / name[1])
+
+
 def clean(checkpoints: Path) -> None:
-    """Removes what a killed process has left half-written, and puts back what it was about to replace."""
-    if not checkpoints.is_dir():
-        return
-    for path in list(checkpoints.iterdir()):
-        name = _LEFT_OVER.fullmatch(path.name)
-        if name and name[2] == "old" and not (checkpoints / name[1]).exists():
-            path.rename(checkpoints / name[1])
-        elif name:
-            shutil.rmtree(path, ignore_errors=True)
+    """Removes what a killed process has left half-written, after `put_back`."""
+    put_back(checkpoints)
+    for path, _ in _left_over(checkpoints):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _left_over(checkpoints: Path) -> list[tuple[Path, re.Match[str]]]:
+    paths = list(checkpoints.iterdir()) if checkpoints.is_dir() else []
+    return [(path, name) for path in paths if (name := _LEFT_OVER.fullmatch(path.name))]
 
 
 def remove_all(checkpoints: Path) -> None:
@@ -198,7 +211,7 @@ def _read_manifest(folder: Path) -> tuple[int, tuple[str, ...], dict[str, tuple[
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a manifest ({first_line(error)})") from None
-    if type(step) is not int or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in needs):
+    if type(step) is not int or not all(map(is_name, needs)):
         found = f"step is {reprlib.repr(step)} and needs {reprlib.repr(needs)}"
         raise CheckpointError(f"{path}: {found}, expected a number and names")
     return step, needs, files

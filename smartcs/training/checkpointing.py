@@ -14,8 +14,8 @@ from smartcs.training.config import TrainConfig
 from smartcs.training.inputs import Inputs
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.record import Record
-from smartcs.training.resume import FINE_TUNING, FORMAT, PRETRAINING, WEIGHTS
-from smartcs.training.run_folder import CHECKPOINTS, LOSSES, write_config
+from smartcs.training.resume import FINE_TUNING, FORMAT, PRETRAINING
+from smartcs.training.run_folder import CHECKPOINTS, LOSSES, MODEL_FILES, write_config
 from smartcs.training.state import pretrainer_state, trainer_state
 from smartcs.training.state_files import write_state
 from smartcs.training.trainer import Trainer
@@ -61,7 +61,8 @@ class Checkpointer:
 
     def best_weights(self, step: int) -> dict[str, Any]:
         """`Record.weights` where those in the run's folder are of this step."""
-        return {"checkpoint": name_of(step), "files": {name: digest_of(self._run / name) for name in WEIGHTS}}
+        present = [name for name in MODEL_FILES if (self._run / name).is_file()]
+        return {"checkpoint": name_of(step), "files": {name: digest_of(self._run / name) for name in present}}
 
     def save(self, step: int, loop: Trainer | Pretrainer, record: Record, log: Path, *, final: bool = False) -> None:
         """Writes one, and removes those that are too many.

@@ -41,7 +41,7 @@ class Record:
         begin: when it began, by `perf_counter`.
         history: an entry per evaluated epoch.
         best, best_epoch: the best of them on dev, and its number, from 1; None before the first.
-        weights: which files hold the weights of the best epoch: {"checkpoint": its name, "files": name -> SHA-256}.
+        weights: which files hold the model of the best epoch: {"checkpoint": its name, "files": name -> SHA-256}.
         test: the test split at the end, by the weights of the best epoch.
         pretrained: `Pretrainer.metrics` of the stage before, if there was one.
     """

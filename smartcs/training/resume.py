@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,20 +11,27 @@ from typing import Any
 import torch
 
 from smartcs.data.examples import DataError
-from smartcs.model.files import CheckpointError, copy_writer, first_line, read_json, write_files
-from smartcs.training.checkpoint import MANIFEST, Checkpoint, clean, digest_of, listed
+from smartcs.model.files import CheckpointError, copy_writer, damaged, first_line, read_json, write_files
+from smartcs.training.checkpoint import MANIFEST, Checkpoint, clean, digest_of, is_name, listed, put_back
 from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig, flat
 from smartcs.training.inputs import Inputs
 from smartcs.training.out_of_memory import is_out_of_memory
 from smartcs.training.pretraining import Pretrainer
 from smartcs.training.record import Record
-from smartcs.training.run_folder import CHECKPOINTS, LOSSES, METRICS, PRETRAINED, read_config, write_config
+from smartcs.training.run_folder import (
+    CHECKPOINTS,
+    LOSSES,
+    METRICS,
+    MODEL_FILES,
+    PRETRAINED,
+    read_config,
+    write_config,
+)
 from smartcs.training.state import load_pretrainer_state, load_trainer_state
-from smartcs.training.state_files import read_state
+from smartcs.training.state_files import STATE, read_state
 from smartcs.training.trainer import Trainer
 
-WEIGHTS = ("model.safetensors", "heads.safetensors")
 # What a run may go on with otherwise than it began. Data may have moved: whether it is the same shows when it is read.
 _MAY_CHANGE = frozenset(
     {
@@ -70,23 +78,26 @@ class Resumption:
                 raise UsageError(f"--resume {folder}: a checkpoint outside of its run, expected it in {CHECKPOINTS}/")
             run, found = path.parent.parent, [path]
         else:
+            put_back(path / CHECKPOINTS)
             run, found = path, listed(path / CHECKPOINTS)
         if not found:
             what = "holds no checkpoint" if path.is_dir() else "is no folder"
             raise UsageError(f"--resume {folder}: {what}, expected the output folder of a run that has written some")
-        damaged: list[str] = []
+        broken: list[str] = []
         for place in found:
             try:
                 checkpoint = Checkpoint.read(place)
                 config, state = read_config(place), read_state(place)
                 if config is None or state.get("format") != FORMAT:
                     raise CheckpointError(f"{place}: holds no state that this version goes on from")
-                _check_best(run, place.parent, state)
+                with damaged(place / STATE, "the state of a run"):
+                    _check_state(state)
+                    _check_best(run, place.parent, state)
             except (CheckpointError, OSError) as error:
-                damaged.append(str(error))
+                broken.append(str(error))
             else:
-                return cls(run, checkpoint, config, state, tuple(damaged))
-        raise CheckpointError(f"--resume {folder}: no checkpoint is whole: {'; '.join(damaged)}")
+                return cls(run, checkpoint, config, state, tuple(broken))
+        raise CheckpointError(f"--resume {folder}: no checkpoint is whole: {'; '.join(broken)}")
 
     @property
     def pretraining(self) -> bool:
@@ -99,7 +110,7 @@ class Resumption:
         """
         if self.pretraining:
             return config
-        return replace(config, cycles=self.state["loop"]["sampler"].get("cycles", config.cycles))
+        return replace(config, cycles=self.state["loop"]["sampler"]["cycles"])
 
     def check(self, config: TrainConfig) -> None:
         """Raises UsageError where the run cannot go on with these settings; names them."""
@@ -201,6 +212,23 @@ def conditions_of(environment: Mapping[str, Any], device: str) -> dict[str, Any]
         "instruction set": environment["instruction_sets"]["active"],
         "device": device,
     }
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    """Raises ValueError, or what values of other types raise, where it is not of the form that is relied upon before
+    `Resumption.load`. Names of files and folders are those of a run alone.
+    """
+    sampler, best = state["loop"]["sampler"], state["record"]["weights"]
+    if state["stage"] not in (FINE_TUNING, PRETRAINING):
+        raise ValueError(f"stage is {reprlib.repr(state['stage'])}, expected {FINE_TUNING} or {PRETRAINING}")
+    for name, least in (("epoch", 0), ("step", 0), ("cycles", 1)):
+        if type(sampler[name]) is not int or sampler[name] < least:
+            raise ValueError(f"the sampler's {name} is {reprlib.repr(sampler[name])}, expected at least {least}")
+    for part in (state["conditions"], state["data"], *state["data"].values()):
+        if not isinstance(part, dict):
+            raise TypeError(f"expected an object, got {reprlib.repr(part)}")
+    if best is not None and not (is_name(best["checkpoint"]) and set(best["files"]) <= set(MODEL_FILES)):
+        raise ValueError(f"the best epoch's weights are {reprlib.repr(best)}, expected a checkpoint's")
 
 
 def _check_best(run: Path, checkpoints: Path, state: Mapping[str, Any]) -> None:

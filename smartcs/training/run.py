@@ -196,7 +196,7 @@ class _Run:
                 raise
             except (OutOfMemory, PeerError):
                 if pretrainer.sampler.position == 0:  # in an evaluation, see `_evaluate`
-                    self._save_checkpoint()
+                    self._save_what_there_is()
                 raise
         if stop:
             raise Stopped
@@ -243,7 +243,7 @@ class _Run:
         try:
             return evaluate(model, self.inputs.encoded[split], batch_size, report, self.ranks)
         except (OutOfMemory, PeerError):
-            self._save_checkpoint()  # the epoch's steps are over, and may be gone on from with smaller batches
+            self._save_what_there_is()  # the epoch's steps are over, and may be gone on from with smaller batches
             raise
 
     def _end_of_epoch(self, evaluation: Evaluation, progress: Progress) -> None:
@@ -262,7 +262,8 @@ class _Run:
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
         )
-        self._save_checkpoint()
+        # The folder has no other weights than the best: without their checkpoint nobody could go on from an older one.
+        self._save_checkpoint(final=is_best)
 
     @property
     def _step(self) -> int:
@@ -282,6 +283,13 @@ class _Run:
                 self.board.flush()
             loop = self.pretrainer or self.trainer
             self.checkpoints.save(self._step, loop, self.record, self.log.path, final=final)
+
+    def _save_what_there_is(self) -> None:
+        """A checkpoint on the way out of the run, whose reason is the error to show, not this one's."""
+        try:
+            self._save_checkpoint(final=True)
+        except OSError as error:
+            self._say(f"warning: {error}")
 
     def _go_on_from(self, resumed: Resumption) -> None:
         """Brings all to where the checkpoint was written."""

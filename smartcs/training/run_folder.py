@@ -46,15 +46,20 @@ PICTURES = (
     *(f"smart-{column}" for column in ("alignment", "perturbation", "smart", "bregman")),
     "pretrain-loss",
 )
+# What `MultitaskBert.save_pretrained` writes, some of it only for some models.
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "1_Pooling/config.json",
+    *sorted(TOKENIZER_FILES),
+    HEADS_CONFIG,
+    HEADS_WEIGHTS,
+)
 # Everything a run writes. A folder with one of the first group holds a run.
 _MARKS = (CONFIG, METRICS, LOSSES, HEADS_CONFIG)
 _RUN_FILES = (
     *_MARKS,
-    HEADS_WEIGHTS,
-    "config.json",
-    "model.safetensors",
-    "1_Pooling/config.json",
-    *TOKENIZER_FILES,
+    *MODEL_FILES,
     REPORT,
     *(f"figures/{name}.png" for name in PICTURES),
     *(f"{PRETRAINED}/{name}" for name in (LOSSES, "config.json", "model.safetensors", *TOKENIZER_FILES)),

@@ -60,14 +60,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _tensors(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _tensors(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for key, value in content.items():
-        if "/" in key:
+        below = [("", value)] if isinstance(value, Tensor) else []
+        if isinstance(value, Mapping):
+            below = [(f"/{name}", tensor) for name, tensor in _tensors(value)]
+        if below and "/" in key:
             raise ValueError(f"write_state: {key!r} has a slash, expected names without")
-        if isinstance(value, Tensor):
-            yield prefix + key, value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value, f"{prefix}{key}/")
+        yield from ((key + name, tensor) for name, tensor in below)
 
 
 def _without_tensors(value: Any) -> Any:

@@ -39,10 +39,11 @@ from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import state_dict_from_hf, state_dict_to_hf
 from smartcs.report.run_data import RunData
 from smartcs.training.checkpoint import MANIFEST, Checkpoint, _own_digest, write_checkpoint
+from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
 from smartcs.training.predictions import read_predictions
+from smartcs.training.resume import Resumption
 from smartcs.training.run_folder import read_config
-from smartcs.training.state_files import read_state
 
 warnings.simplefilter("ignore")
 FOLDER = Path(tempfile.mkdtemp(prefix="smartcs-fuzz-"))  # a target writes a file per input: best where memory is
@@ -298,17 +299,34 @@ def checkpoint_manifest(data: bytes) -> None:
     assert set(json.loads(content)["files"]) == {"sub/a", "b"}
 
 
-_STATE = {"format": 1, "optimizer": {"lr": {"number": "inf"}, "steps": [1, 2]}, "record": {"best": None}, "empty": {}}
+_STATE = {
+    "format": 1,
+    "stage": "fine-tuning",
+    "seconds": {"number": "inf"},
+    "data": {"train": {"sst": "0"}},
+    "conditions": {"threads": 1},
+    "record": {"best": None, "weights": {"checkpoint": "step-00000004", "files": {}}},
+    "loop": {"sampler": {"epoch": 1, "step": 2, "cycles": 3}},
+    "optimizer": {"steps": [1, 2]},
+}
 
 
-@target(CheckpointError)
+@target(CheckpointError, UsageError)
 def checkpoint_state(data: bytes) -> None:
-    if not (FOLDER / "state" / "optimizer.safetensors").is_file():
-        place("state/optimizer.safetensors", safetensors_bytes({"exp_avg/w": torch.ones(2)}, Reader(b"")))
-        place("outside.safetensors", safetensors_bytes({"outside": torch.ones(2)}, Reader(b"")))
-    place("state/state.json", json_of(data, _STATE))
-    state = read_state(FOLDER / "state")
-    assert all(name.isidentifier() for name in state) and "outside" not in str(state)
+    """A run's only checkpoint, signed by whoever changed it."""
+    place("resumed/checkpoints/outside.safetensors", safetensors_bytes({"outside": torch.ones(2)}, Reader(b"")))
+
+    def fill(folder: Path) -> None:
+        (folder / "train_config.json").write_text("{}")
+        (folder / "state.json").write_bytes(json_of(data, _STATE))
+        (folder / "optimizer.safetensors").write_bytes(safetensors_bytes({"exp_avg/w": torch.ones(2)}, Reader(b"")))
+
+    write_checkpoint(FOLDER / "resumed" / "checkpoints", 8, fill)
+    found = Resumption.find(FOLDER / "resumed")
+    assert all(name.isidentifier() for name in found.state) and "outside" not in str(found.state)
+    found.check(replace(found.config, epochs=found.config.epochs + 1))
+    assert found.as_long(found.config).cycles > 0 or found.pretraining
+    assert isinstance(found.changed_conditions({"threads": 2}), str) and not found.finished(found.config)
 
 
 METRICS = {

@@ -3,15 +3,19 @@
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import fault_places
 import fault_runs
 import faults
 import pytest
 import torch
+from run_comparison import differences
 from safetensors.torch import load_file, save_file
+from training.resuming import go_on
 
 from smartcs.training import checkpointing
+from smartcs.training import run as run_module
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,17 @@ def test_a_process_that_was_killed_is_no_clear_error(runs):
         fault_runs.refused(process, "")
 
 
-@pytest.mark.parametrize(("failing", "ends"), [({1}, False), ({1, 3}, False), ({1, 2}, True), ({2, 3}, True)])
-def test_one_checkpoint_that_cannot_be_written_is_a_warning_two_in_a_row_end_the_run(
-    short, quiet_train, monkeypatch, failing, ends
-):
-    calls, write = [], checkpointing.write_checkpoint
+# Which writes fail, of checkpoints after steps 2, 4, 6, 8, 10, 12; epochs end, and are the best so far, at 6 and 12.
+@pytest.mark.parametrize(
+    ("failing", "ends"),
+    [({1}, None), ({1, 4}, None), ({1, 2}, 2), ({4, 5}, 5), ({3}, 3), ({6}, 6)],
+    ids=str,
+)
+def test_checkpoints_that_cannot_be_written(short, quiet_train, monkeypatch, failing, ends):
+    """One is a warning; a second in a row ends the run, as does that of the best epoch; it is gone on with from what is
+    there.
+    """
+    calls, write, evaluate = [], checkpointing.write_checkpoint, run_module.evaluate
 
     def full(*arguments):
         calls.append(arguments)
@@ -69,10 +79,21 @@ def test_one_checkpoint_that_cannot_be_written_is_a_warning_two_in_a_row_end_the
             raise OSError(28, "No space left on device")
         return write(*arguments)
 
+    def rising(model, split, *arguments):
+        result = evaluate(model, split, *arguments)
+        result.figures["score"] = -1 / (1 + model.heads["sst_output"].bias.abs().sum().item())
+        return result
+
+    monkeypatch.setattr(run_module, "evaluate", rising)
+    whole = quiet_train(short("whole", checkpoint_every=2))
+    assert whole.metrics["best_epoch"] == 2
     monkeypatch.setattr(checkpointing, "write_checkpoint", full)
-    if not ends:
-        assert quiet_train(short()).signal is None
+    if ends is None:
+        assert quiet_train(short(checkpoint_every=2)).signal is None
         return
-    with pytest.raises(OSError, match=r"checkpoint of step \d+ could not be written .*No space left"):
-        quiet_train(short())
-    assert len(calls) == max(failing)
+    with pytest.raises(OSError, match=rf"checkpoint of step {2 * ends} could not be written .*No space left"):
+        quiet_train(short(checkpoint_every=2))
+    assert len(calls) == ends
+    if ends > 2:
+        assert go_on(short().output).metrics["steps"] == 12
+        assert differences(whole.folder, Path(short().output)) == []

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from training.resuming import go_on
 
+from smartcs.training import checkpointing
 from smartcs.training import evaluation as evaluation_module
-from smartcs.training import pretraining as pretraining_module
 from smartcs.training.objective import Objective
 from smartcs.training.out_of_memory import OutOfMemory, is_out_of_memory, telling_what_needs_less
 from smartcs.training.resume import Resumption
@@ -86,19 +86,23 @@ def test_a_step_names_its_batch_and_its_settings(command, short, memory_for, mon
     assert resumed.metrics["steps"] == 12
 
 
-def test_evaluation_names_its_own(short, monkeypatch):
-    """The steps of the epoch before it are not lost."""
-    monkeypatch.setattr(evaluation_module, "predictions", evaluation_module.predictions)
+def exhausted_in(monkeypatch, number):
+    """Evaluation's forward passes run out of memory at that one."""
     original, calls = evaluation_module.MultitaskBert.forward, []
 
     def forward(self, *arguments, **options):
         if not self.training:
             calls.append(1)
-            if len(calls) == 4:  # of the second dev evaluation
+            if len(calls) == number:
                 exhausted()
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(evaluation_module.MultitaskBert, "forward", forward)
+
+
+def test_evaluation_names_its_own(short, monkeypatch):
+    """The steps of the epoch before it are not lost."""
+    exhausted_in(monkeypatch, 4)  # of the second dev evaluation
     out = io.StringIO()
     with pytest.raises(
         OutOfMemory, match=r"evaluating 24 sst examples of up to \d\d word pieces: lower --eval-batch-size"
@@ -110,17 +114,18 @@ def test_evaluation_names_its_own(short, monkeypatch):
     assert go_on(short().output, eval_batch_size=8).metrics["steps"] == 12
 
 
-def test_pretraining_too(short, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining_module.MaskedLanguageModel, "loss", exhausted)
-        with pytest.raises(OutOfMemory, match="in pretraining, at step 1, a batch of 6 sst examples"):
-            train(short(recipe="pretrain"), Console(quiet=True))
-    monkeypatch.setattr(pretraining_module, "masked_loss", exhausted)
-    with pytest.raises(OutOfMemory, match=r"evaluating 24 sst examples .* lower --eval-batch-size"):
-        train(short(recipe="pretrain", overwrite=True), Console(quiet=True))
+def test_memory_is_named_though_the_disk_is_full_too(short, monkeypatch):
+    exhausted_in(monkeypatch, 4)
+    write = checkpointing.write_checkpoint
 
+    def full(folder, step, *arguments):
+        if step >= 10:
+            raise OSError(28, "No space left on device")
+        return write(folder, step, *arguments)
 
-def test_elsewhere_it_is_one_line(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("smartcs.training.inputs.build_model", exhausted)
-    code, _, err = command("train", "--output", tmp_path / "run", "--model", "small")
-    assert code == 1 and err.startswith("error: out of memory (") and err.count("\n") == 1
+    monkeypatch.setattr(checkpointing, "write_checkpoint", full)
+    out = io.StringIO()
+    with pytest.raises(OutOfMemory, match="lower --eval-batch-size"):
+        train(short(), Console(file=out, width=500))
+    assert "warning: the checkpoint of step 12 could not be written" in out.getvalue()
+    assert "going on" not in out.getvalue().splitlines()[-1] and "to go on from step 6" in out.getvalue()

@@ -10,9 +10,11 @@ from run_comparison import differences
 from training.resuming import go_on
 
 from smartcs.training import run as run_module
+from smartcs.training.checkpoint import MANIFEST, _own_digest, digest_of
 from smartcs.training.commandline import UsageError
 from smartcs.training.resume import Resumption
 from smartcs.training.run_folder import read_config
+from smartcs.training.state_files import STATE
 from smartcs.training.trainer import Trainer
 
 
@@ -253,7 +255,7 @@ def test_a_state_of_another_kind_is_refused(begun, quiet_train):
 
     found = Resumption.find(begun)
     for path, value in (
-        (("loop", "sampler"), {}),
+        (("loop", "sampler"), {"cycles": 2}),
         (("optimizer", "exp_avg"), {}),
         (("record",), {}),
         (("loop", "step"), "x"),
@@ -268,3 +270,65 @@ def test_a_state_of_another_kind_is_refused(begun, quiet_train):
             broken["record"] = {"history": [], "weights": None}
         with pytest.raises(CheckpointError, match="step-00000008: not a state of this run"):
             train(found.config, None, replace(found, state=broken))
+
+
+STRANGE = [
+    (("record",), None, "KeyError: 'record'"),
+    (("stage",), None, "KeyError: 'stage'"),
+    (("stage",), "napping", "stage is 'napping'"),
+    (("data",), None, "KeyError: 'data'"),
+    (("data", "train"), "x", "expected an object"),
+    (("conditions",), [], "expected an object"),
+    (("loop",), {}, "KeyError: 'sampler'"),
+    (("loop", "sampler", "cycles"), "x", "the sampler's cycles is 'x'"),
+    (("loop", "sampler", "cycles"), -3, "the sampler's cycles is -3"),
+    (("loop", "sampler", "epoch"), None, "KeyError: 'epoch'"),
+    (("record", "weights"), "x", "TypeError"),
+    (("record", "weights", "checkpoint"), "../../secret", "expected a checkpoint's"),
+    (("record", "weights", "files"), {"../note": "0" * 64}, "expected a checkpoint's"),
+    (("record", "weights", "files"), {"losses.csv": "0" * 64}, "expected a checkpoint's"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), STRANGE, ids=str)
+def test_a_state_from_a_stranger(command, begun, path, value, message):
+    """Every checkpoint says so, and signs it: one clear line."""
+    for folder in list((begun / "checkpoints").iterdir()):
+        state = json.loads((folder / STATE).read_text())
+        place = state
+        for key in path[:-1]:
+            place = place[key]
+        if value is None:
+            del place[path[-1]]
+        elif place is None:  # no epoch was over yet
+            shutil.rmtree(folder)
+            continue
+        else:
+            place[path[-1]] = value
+        (folder / STATE).write_text(json.dumps(state))
+        sign(folder)
+    code, _, err = command("train", "--resume", begun)
+    assert code == 2 and message in one_line(err)
+
+
+def sign(folder: Path) -> None:
+    """Makes the manifest say what state.json is now."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][STATE] = {"bytes": (folder / STATE).stat().st_size, "sha256": digest_of(folder / STATE)}
+    del manifest["sha256"]
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": _own_digest(manifest)}))
+
+
+def test_a_run_of_checkpoints_alone(begun, kept):
+    """All that a run needs is there: the model of the best epoch is put back whole."""
+    for path in begun.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert go_on(begun, keep=2).signal is None
+    assert differences(kept["whole"], begun) == []
+
+
+def test_a_checkpoint_that_was_about_to_be_replaced(begun):
+    newest = begun / "checkpoints" / "step-00000008"
+    newest.rename(newest.with_name(".step-00000008.123.old"))
+    assert Resumption.find(begun).checkpoint.step == 8 and newest.is_dir()
