@@ -1,14 +1,14 @@
 """Runs that are ended by force, and what `--resume` makes of them: benchmarks/results/faults.json.
 
-    PYTHONPATH=tests python benchmarks/faults.py                        all, a quarter of an hour
+    PYTHONPATH=tests python benchmarks/faults.py                        all, a quarter to half an hour
     PYTHONPATH=tests python benchmarks/faults.py --only kill --kills 5
 
 kill      SIGKILL at random moments, three of eight of them in or near the write of a checkpoint, the others in the last
           70 % of the run's time
-disk      a full disk: a small tmpfs, which takes root's rights, and files that may not grow beyond a limit
-readonly  a folder that may not be written, from the start or from some moment on; with root's rights
 damaged   the newest checkpoint with one file cut or one bit flipped, each of its files in turn; and all checkpoints
 worker    the thread that prepares batches ended, and one of two processes of torchrun killed
+disk      a full disk: a small tmpfs, which takes root's rights, and files that may not grow beyond a limit
+readonly  a folder that may not be written, from the start or from some moment on; with root's rights
 
 Every broken run is gone on with until its end and compared with the run in one piece: weights, optimizer state, anchor,
 losses, predictions and figures, to the bit. A fault that is not survived as it must be ends the script.
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from tempfile import TemporaryDirectory
 
 from fault_places import damaged, disk, readonly
 from fault_runs import EVERY, Row, Runs, has_checkpoints, newest, refused, wait_for
-from results_io import RESULTS, machine
+from results_io import RESULTS, source
 
 from smartcs.training.run_folder import CHECKPOINTS
 
@@ -60,7 +61,8 @@ def kill(runs: Runs, rng: random.Random, count: int) -> Row:
             time.sleep(rng.uniform(0.3, 1.0) * runs.seconds)
         process.kill()
         process.communicate()
-        if process.returncode == 0:  # it had ended; another moment
+        if process.returncode != -signal.SIGKILL:  # it had ended; another moment
+            shutil.rmtree(run)
             continue
         half = any((run / CHECKPOINTS).glob(".step-*"))
         before = newest(run) is None
@@ -106,10 +108,10 @@ def children(process: int) -> list[int]:
 
 KINDS: dict[str, Callable[..., Row]] = {
     "kill": kill,
-    "disk": disk,
-    "readonly": readonly,
     "damaged": damaged,
     "worker": worker,
+    "disk": disk,
+    "readonly": readonly,
 }
 
 
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
     parser.add_argument("--no-record", action="store_true", help=f"leave {PATH.name} as it is")
     options = parser.parse_args()
-    about = {key: value for key, value in machine().items() if key in ("commit", "dirty", "date", "cpu")}
+    about = source()
     for kind in options.only:
         rng, begun = random.Random(options.seed), time.monotonic()
         with TemporaryDirectory() as name:

@@ -98,8 +98,8 @@ def environment() -> Row:
         "bf16_products": bf16_products(),
     }
     about = machine()
-    source = {name: about.pop(name) for name in ("load", "commit", "dirty", "date")}
-    return about | own | source
+    last = {name: about.pop(name) for name in ("load", "commit", "dirty", "date")}
+    return about | own | last
 
 
 def machine() -> Row:
@@ -114,6 +114,11 @@ def machine() -> Row:
         "dirty": bool(_git("status", "--porcelain", "--", "smartcs", "csrc", "benchmarks/*.py", "setup.py")),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def source() -> Row:
+    """Of `machine`, what says which code ran when, and on what: for results that are no times."""
+    return {key: value for key, value in machine().items() if key in ("commit", "dirty", "date", "cpu")}
 
 
 def bf16_products() -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from distributed_equality import settings
-from results_io import RESULTS, machine
+from results_io import RESULTS, source
 from rich.console import Console
 from run_comparison import differences
 from training.resuming import go_on, stopping
@@ -80,7 +80,7 @@ def main() -> None:
                 {"recipe": recipe, "ops": "fused" if fused else "reference", "threads": threads, "differ": found}
             )
             print(f"{recipe}, {rows[-1]['ops']}, threads {threads}: {found or 'equal to the bit'}", flush=True)
-    about = {key: value for key, value in machine().items() if key in ("commit", "dirty", "date", "cpu")}
+    about = source()
     if not options.no_record and options.only == list(RECIPES):
         PATH.write_text(
             json.dumps({**about, "seconds": round(time.monotonic() - begun), "rows": rows}, indent=1) + "\n"

@@ -66,7 +66,15 @@ def resuming(folder: Path) -> list[list[str]]:
     recipes = len({row["recipe"] for row in rows})
     what = f"{len(rows)} runs: {recipes} recipes, fused and reference, at 1 and 2 threads, each stopped twice"
     command = "`PYTHONPATH=tests python benchmarks/resume_equality.py`"
-    return [["resumed equals uninterrupted, to the bit", what, f"{equal} of {len(rows)}", "0", command]]
+    return [
+        [
+            "resumed equals uninterrupted, to the bit",
+            what,
+            f"{equal} of {len(rows)}",
+            count_findings(folder, "resume equality"),
+            command,
+        ]
+    ]
 
 
 def processes(folder: Path) -> list[list[str]]:
@@ -78,8 +86,9 @@ def processes(folder: Path) -> list[list[str]]:
         what = "processes and slices equal one with the whole batch, "
         what += "float64, reference" if tolerance < 1e-6 else "float32, fused"
         command = "`PYTHONPATH=tests python benchmarks/distributed_equality.py`"
+        fixed = count_findings(folder, "distributed equality")
         lines.append(
-            [what, f"{len(of)} trainings of six steps", f"within {most}; tolerance {tolerance:.0e}", "0", command]
+            [what, f"{len(of)} trainings of six steps", f"within {most}; tolerance {tolerance:.0e}", fixed, command]
         )
     return lines
 

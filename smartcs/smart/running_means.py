@@ -42,7 +42,9 @@ class RunningMeans:
 
     def back_to(self, mark: tuple[int, Tensor]) -> None:
         """Forgets what was added since the `mark`."""
-        self.steps, self._sums = mark[0], mark[1].clone()
+        self.steps = mark[0]
+        # Where the sums are now: had they to come back from the host, the next step would wait for them.
+        self._sums.copy_(mark[1])
 
     def means(self) -> tuple[int, dict[str, float]]:
         """The number of steps that counted, and their means: 0 where none did. Waits for the device."""

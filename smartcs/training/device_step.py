@@ -7,6 +7,9 @@ shape (passes, backward, clipping, AdamW, the anchor's move) is recorded as a CU
 What differs from step to step must then be in device memory, at one place: the batch, the number of the step, which
 names its noise and dropout masks, lambda, the learning rate's share, how far the anchor moves. Without graphs the same
 function runs on the same inputs, so its numbers are the same.
+
+With several processes DistributedDataParallel waits once a step, at the end of its backward pass, to learn which
+parameters no process has used.
 """
 
 from __future__ import annotations
@@ -179,7 +182,8 @@ class DeviceStep:
         if anchor is not None and math.isfinite(output[-1]):
             anchor.moved()
         if len(slices) * self.ranks.size > 1:
-            return *weighted_means([output[:-1]]), output[-1]
+            means, all_finite = weighted_means([output[:-1]])
+            return means, output[-1], all_finite
         terms: list[float | None] = [None] * len(Loss._fields)
         for index, number in zip(shapes[0].terms, output[:-1], strict=True):
             terms[index] = number

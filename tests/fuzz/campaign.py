@@ -96,9 +96,9 @@ def main() -> None:
     options = parser.parse_args()
 
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from results_io import environment
+    from results_io import source
 
-    about = {key: value for key, value in environment().items() if key in ("commit", "dirty", "date", "cpu", "torch")}
+    about = source()
     places = (ROOT, ROOT / "tests", HERE, os.environ.get("PYTHONPATH"))
     inside = os.environ | {"PYTHONPATH": os.pathsep.join(str(place) for place in places if place)}
     total, failed = sum(SHARES[name] for name in options.only), False

@@ -1,6 +1,6 @@
 """Whole training steps on the device: replayed graphs equal steps launched kernel by kernel, and nothing waits."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from unittest.mock import Mock, patch
 
@@ -9,6 +9,7 @@ import torch
 from devices import DEVICE, REHEARSAL, fused
 from small_models import small_config
 from training.recorded import RecordedCalls
+from training.recorded import nothing_waits as nothing_on_the_host
 
 import smartcs
 from smartcs import BertModel, HeadConfig, MultitaskBert, kernels
@@ -50,7 +51,7 @@ def trainer(recorded: bool, **values) -> Trainer:
 @contextmanager
 def nothing_waits(made: Trainer):
     """Once a shape has been warmed up, torch refuses to wait for a GPU while a step is launched or recorded."""
-    # A CPU has nothing to wait for: there a rehearsal's RecordedCalls refuses what would.
+    # A CPU has nothing to wait for: a rehearsal's RecordedCalls refuse what would, and so does `nothing_on_the_host`.
     mode = Mock() if REHEARSAL else Mock(wraps=torch.cuda.set_sync_debug_mode)
     run = DeviceStep._run
 
@@ -61,7 +62,11 @@ def nothing_waits(made: Trainer):
         finally:
             mode("default")
 
-    with patch.object(DeviceStep, "_run", watched):
+    def refusing(self, *arguments):
+        with nothing_on_the_host() if REHEARSAL and self.recorder is None else nullcontext():
+            return watched(self, *arguments)
+
+    with patch.object(DeviceStep, "_run", refusing):
         yield
     mode.assert_any_call("error")
 

@@ -7,8 +7,7 @@ a write beyond a buffer, a signed overflow, two threads that write one number.
     python tests/sanitize/run.py                    everything, half an hour of two cores
     python tests/sanitize/run.py --only thread      one of address, thread, emulation
 
-address: AddressSanitizer and UndefinedBehaviorSanitizer over the fifth of tests/ops that meets every kernel,
-  instruction set, thread count, layout, edge and refusal (KINDS); the others run the same kernels on other numbers.
+address: AddressSanitizer and UndefinedBehaviorSanitizer over tests/ops, but for torch.compile's.
 thread: ThreadSanitizer over the tests with several threads (`-k thread`); elsewhere the tests run one.
 emulation: tests/cuda, the GPU kernels' device code on the host, under address and undefined; but for
   test_emulation.py and test_rejects, whose kernels are wrong on purpose.
@@ -36,13 +35,8 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sanitizers.json"
 FLAGS = {"address": "address,undefined", "thread": "thread"}
 FOUND = re.compile(r"ERROR: AddressSanitizer[^\n]*|runtime error: [^\n]*|WARNING: ThreadSanitizer: [^\n]*")
-# Every kernel, instruction set, thread count, layout, edge and refusal; not the same kernels again for other numbers.
-KINDS = (
-    "(thread or strided or raw or empty or hostile or instruction or sparse or ragged or longest or rows) "
-    "and not budget and not accuracy"
-)
 SELECTED = {
-    "address": ["tests/ops", "--ignore=tests/ops/test_compile.py", "-k", KINDS],
+    "address": ["tests/ops", "--ignore=tests/ops/test_compile.py"],
     "thread": ["tests/ops", "--ignore=tests/ops/test_compile.py", "-k", "thread"],
     "emulation": ["tests/cuda", "--ignore=tests/cuda/test_compiles.py", "--ignore=tests/cuda/test_emulation.py"]
     + ["-k", "not rejects"],
@@ -213,9 +207,9 @@ def main() -> None:
     parser.add_argument("--no-tests", action="store_true", help="only the mistakes")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from results_io import machine
+    from results_io import source
 
-    about = {key: value for key, value in machine().items() if key in ("commit", "dirty", "date", "cpu")}
+    about = source()
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     bad = False
     for name in options.only:

@@ -48,6 +48,7 @@ def cases(base: dict[str, object]) -> dict[str, Case]:
         name: Case({**base, **values, "fused": False}, "float64", accumulate=2 if name == "fusion" else 1)
         for name, values in RECIPES.items()
     }
+    found["device exact"] = Case({**base, **STRONG, "fused": False}, "float64", device_step=True, accumulate=2)
     found["pretraining"] = Case({**base, "fused": False}, "float64", pretrains=True, accumulate=2)
     if extension_status()[0]:
         found |= {f"fused {name}": Case({**base, **values}, accumulate=2) for name, values in FUSED.items()}
@@ -84,4 +85,4 @@ def close(name: str) -> float:
     return ROUNDED if name.startswith("fused") or name == "device" else EXACT
 
 
-TRAINED = [*RECIPES, "pretraining", *(f"fused {name}" for name in (*FUSED, "pretraining")), "device"]
+TRAINED = [*RECIPES, "device exact", "pretraining", *(f"fused {name}" for name in (*FUSED, "pretraining")), "device"]

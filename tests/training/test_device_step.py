@@ -87,14 +87,41 @@ def test_replayed_steps_are_the_eager_ones(like_a_gpu, trainer, case):
         assert eager.objective.anchor._updates == recorded.objective.anchor._updates > 0
 
 
+def close_courses(first, second):
+    for ours, theirs in zip(first, second, strict=True):
+        assert [n is None for n in ours] == [n is None for n in theirs]
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+        assert all(a == pytest.approx(b, rel=2e-3, abs=2e-5) for a, b in pairs), (ours, theirs)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_filled_up_batches_train_as_bare_ones(like_a_gpu, trainer, case):
     """Inert rows change no loss, no gradient and no mean beyond rounding; and the key on the device is the host's."""
     host, device = trainer("host", **CASES[case]), trainer("eager", **CASES[case])
-    for ours, theirs in zip(course(device), course(host), strict=True):
-        assert [n is None for n in ours] == [n is None for n in theirs]
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-        assert all(a == pytest.approx(b, rel=2e-3, abs=2e-5) for a, b in pairs), (ours, theirs)
+    close_courses(course(device), course(host))
+
+
+@pytest.mark.parametrize("kind", ["host", "eager"])
+def test_a_slice_whose_search_is_not_finite_counts_for_nothing(request, trainer, monkeypatch, kind):
+    """The second of three in every step of SMART: its means are those of the other two."""
+    ascend, found = adversarial.SmartRegularizer._ascend, []
+
+    def spoiled(self, *arguments):
+        v, *statistics, finite = ascend(self, *arguments)
+        found.append(statistics)
+        good = torch.full_like(finite, len(found) % 3 != 2)
+        return v, *(value * good for value in statistics), finite & good
+
+    monkeypatch.setattr(adversarial.SmartRegularizer, "_ascend", spoiled)
+    if kind == "eager":
+        request.getfixturevalue("like_a_gpu")
+    made = trainer(kind, recipe="smart", accumulate=3, batch_sst=1, cycles=4)
+    taken = [step for step in made.epoch() if step.task == "sst"]
+    for number, step in enumerate(taken):
+        first, _, third = found[3 * number : 3 * number + 3]
+        for name, one, other in zip(("alignment", "perturbation"), first, third, strict=True):
+            assert min(one, other) - 1e-6 <= step.terms()[name] <= max(one, other) + 1e-6, name
+    assert made.objective.metrics()["smart"]["sst"]["fallbacks"] == len(taken) == 4
 
 
 def test_a_number_that_is_not_sent_is_noticed(like_a_gpu, trainer, monkeypatch):

@@ -68,17 +68,23 @@ def test_ranks_take_the_steps_of_one(together, alone, name, size):
     assert len(one["figures"]) == 6 and distance(one, ranks[0]) < close(name)
     assert one["without_gradient"] == ranks[0]["without_gradient"] != []
     assert one["sampler"]["streams"] == ranks[0]["sampler"]["streams"]
-    for ours, theirs in zip(one["figures"], ranks[0]["figures"], strict=True):
-        assert [n is None for n in ours] == [n is None for n in theirs]
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-        # In float32 SMART's other figures are differences of nearly equal numbers.
-        assert close(name) > EXACT or all(a == pytest.approx(b, rel=1e-8, abs=1e-12) for a, b in pairs)
+    compare_figures(name, one, ranks[0])
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_accumulated_slices_take_the_steps_of_one_batch(alone, name):
     skip_without_extension(name)
     assert distance(alone(name), alone(name, 3)) < close(name)
+    compare_figures(name, alone(name), alone(name, 3))
+
+
+def compare_figures(name: str, one: dict, other: dict) -> None:
+    """Of every step."""
+    for ours, theirs in zip(one["figures"], other["figures"], strict=True):
+        assert [n is None for n in ours] == [n is None for n in theirs]
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+        # In float32 SMART's other figures are differences of nearly equal numbers.
+        assert close(name) > EXACT or all(a == pytest.approx(b, rel=1e-8, abs=1e-12) for a, b in pairs)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -26,7 +26,7 @@ from smartcs.training.state import pretrainer_state, trainer_state
 from smartcs.training.steps import StepLoop
 from smartcs.training.trainer import Trainer
 
-LOOPS = ("host", "slices", "eager", "recorded", "pretraining")
+LOOPS = ("host", "slices", "eager", "eager slices", "recorded", "pretraining")
 # (The hook that spoils a gradient is Python's, which runs while a step is recorded and not when it is replayed.)
 FAULTS = [
     (kind, fault) for kind in LOOPS for fault in ("loss", "gradient") if (kind, fault) != ("recorded", "gradient")
@@ -38,7 +38,7 @@ def loop(config, monkeypatch):
     """Makes loops of one epoch, of every kind there is, with SMART and an anchor."""
 
     def make(kind: str) -> StepLoop:
-        on_device = kind in ("eager", "recorded")
+        on_device = kind in ("eager", "eager slices", "recorded")
         if on_device:
             if not extension_status()[0]:
                 pytest.skip("the reference of attention looks at lengths")
@@ -52,7 +52,7 @@ def loop(config, monkeypatch):
             "bregman.tasks": "all",
             "smart.tasks": "all",
         }
-        values |= {"accumulate": 3, "batch_sst": 1, "batch_qqp": 1, "batch_sts": 1} if kind == "slices" else {}
+        values |= {"accumulate": 3, "batch_sst": 1, "batch_qqp": 1, "batch_sts": 1} if "slices" in kind else {}
         settings = config(**values)
         model, data = build_model(settings), load_data(settings.data)
         texts, dev = (encode_split(model, split, 64) for split in (data.train, data.dev))
@@ -62,7 +62,7 @@ def loop(config, monkeypatch):
                 model.bert, model.tokenizer, texts, dev, PretrainConfig(cycles=8), settings.batch_sizes, **options
             )
         made = Trainer(settings, model, texts, RecordedCalls() if on_device else None)
-        if kind == "eager":
+        if kind.startswith("eager"):
             made.device_step.recorder = None
         return made
 
