@@ -125,7 +125,7 @@ def test_training_survives_bad_steps() -> None:
 
 
 def test_means_stay_where_they_are_added_up():
-    """Back on the host, the next step on a device would wait for them. "meta" stands for a device: it has no numbers."""
+    """Back on the host, the next step on a device would wait for them. "meta", without numbers, stands for a device."""
     means = RunningMeans("here", ("value",))
     assert means.mark()[1].device.type == "cpu"
     before = means.mark()
