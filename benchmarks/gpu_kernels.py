@@ -275,14 +275,9 @@ def _attention_bwd(call: Call, lengths: Sequence[int]) -> list[Launch]:
     keys = 5 * _pairs(lengths, qkv) - _pairs(long, qkv)
     if is_whole(qkv.dtype, min(qkv.shape[0], call.arguments["max_seqlen"])):
         return [Launch("attention_bwd keys", read + qkv.bytes, keys, rate)]
-
-    def share(count: int) -> int:
-        return count * sum(long) // tokens
-
-    return [
-        Launch("attention_bwd queries", share(read + third + statistics), 5 * _pairs(long, qkv), rate),
-        Launch("attention_bwd keys", read + qkv.bytes - share(third - statistics), keys, rate),
-    ]
+    of_long, less = (count * sum(long) // tokens for count in (read + third + statistics, third - statistics))
+    queries = Launch("attention_bwd queries", of_long, 5 * _pairs(long, qkv), rate)
+    return [queries, Launch("attention_bwd keys", read + qkv.bytes - less, keys, rate)]
 
 
 def _index_put(call: Call) -> list[Launch]:

@@ -14,9 +14,10 @@ NAME, MEMORY = sys.argv[1], 8 * 2**30
 # Only what reads the files is instrumented: coverage of torch or of the standard library would drown theirs.
 with atheris.instrument_imports(
     include=["smartcs._reading", "smartcs.data.formats", "smartcs.model", "smartcs.report.run_data", "smartcs.training"]
-    + ["json", "csv", "inputs", "targets"],
+    + ["json", "csv", "inputs", "target", "targets", "run_targets"],
     exclude=["smartcs.model.bert", "smartcs.model.mlm"],
 ):
+    import target
     import targets
 
 targets.torch.set_num_threads(1)
@@ -24,7 +25,7 @@ resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def run(data: bytes) -> None:
-    targets.check(NAME, data)
+    target.check(NAME, data)
 
 
 atheris.Setup([sys.argv[0], *sys.argv[2:]], run)

@@ -9,22 +9,20 @@ The first byte of an input says what the rest is: whole file contents as they ar
 file, so that inputs get past the parsers too.
 """
 
-import atexit
 import json
 import math
 import shutil
-import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import run_targets  # noqa: F401, which adds those of a run's files
 import torch
-from inputs import Reader, changed, safetensors_bytes
+from inputs import Reader, safetensors_bytes
 from small_models import small_config
+from target import FOLDER, json_of, place, target
 
 from smartcs import BertModel
 from smartcs._reading import parse_json
@@ -37,67 +35,14 @@ from smartcs.model.multitask import HeadConfig, _read_heads
 from smartcs.model.tensor_files import read_tensors
 from smartcs.model.tokenizer import load_tokenizer
 from smartcs.model.weights import state_dict_from_hf, state_dict_to_hf
-from smartcs.report.run_data import RunData
-from smartcs.training.checkpoint import MANIFEST, Checkpoint, _own_digest, write_checkpoint
-from smartcs.training.commandline import UsageError
 from smartcs.training.config import TrainConfig
-from smartcs.training.predictions import read_predictions
-from smartcs.training.resume import Resumption
 from smartcs.training.run_folder import read_config
 
-warnings.simplefilter("ignore")
-FOLDER = Path(tempfile.mkdtemp(prefix="smartcs-fuzz-"))  # a target writes a file per input: best where memory is
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 HF_CONFIG = config_to_hf(asdict(small_config()))
 TINY = replace(
     small_config(), vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
     max_position_embeddings=4,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Target:
-    """One reader: its function of an input, and what it may raise."""
-
-    run: Callable[[bytes], None]
-    refuses: tuple[type[Exception], ...]
-
-
-TARGETS: dict[str, Target] = {}
-
-
-def target(*refuses: type[Exception]) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
-    def add(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        TARGETS[run.__name__] = Target(run, refuses)
-        return run
-
-    return add
-
-
-def check(name: str, data: bytes) -> bool:
-    """Runs a target on an input; whether it was read. Whatever it should not raise comes through."""
-    try:
-        TARGETS[name].run(data)
-    except TARGETS[name].refuses as error:
-        message = str(error)
-        assert message.strip() and len(message) < 20_000, f"{name}: a message of {len(message)} characters"
-        return False
-    return True
-
-
-def place(name: str, content: bytes) -> Path:
-    """The file, with this content alone in its folder."""
-    path = FOLDER / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def json_of(data: bytes, valid: Any) -> bytes:
-    """A JSON file: the bytes as they are, or a valid value with changes."""
-    if not data or data[0] % 2 == 0:
-        return data[1:]
-    return json.dumps(changed(valid, Reader(data[1:]))).encode("utf-8", "surrogatepass")
 
 
 @target(ValueError)
@@ -271,97 +216,3 @@ def vocabulary(data: bytes) -> None:
         place("vocabulary/tokenizer_config.json", b"{}")
     place("vocabulary/vocab.txt", data[1:])
     _check_tokenizer(FOLDER / "vocabulary")
-
-
-@cache
-def _checkpoint() -> dict[str, Any]:
-    """The manifest of a checkpoint, which is there."""
-    return read_json(write_checkpoint(FOLDER / "run", 3, _fill, ["step-00000002"]).folder / MANIFEST)
-
-
-def _fill(folder: Path) -> None:
-    (folder / "sub").mkdir()
-    (folder / "sub" / "a").write_bytes(b"1234")
-    (folder / "b").write_bytes(b"")
-
-
-@target(CheckpointError)
-def checkpoint_manifest(data: bytes) -> None:
-    valid = _checkpoint()
-    folder = FOLDER / "run" / "step-00000003"
-    content = json_of(data, {key: value for key, value in valid.items() if key != "sha256"})
-    if data and data[0] % 2 and isinstance(manifest := json.loads(content), dict):
-        # Signed by whoever changed it: its hash guards against accidents.
-        content = json.dumps({**manifest, "sha256": _own_digest(manifest)}).encode("utf-8", "surrogatepass")
-    (folder / MANIFEST).write_bytes(content)
-    found = Checkpoint.read(folder)
-    assert isinstance(found.step, int) and all("/" not in name and name.startswith("step-") for name in found.needs)
-    assert set(json.loads(content)["files"]) == {"sub/a", "b"}
-
-
-_STATE = {
-    "format": 1,
-    "stage": "fine-tuning",
-    "seconds": {"number": "inf"},
-    "data": {"train": {"sst": "0"}},
-    "conditions": {"threads": 1},
-    "record": {"best": None, "weights": {"checkpoint": "step-00000004", "files": {}}},
-    "loop": {"sampler": {"epoch": 1, "step": 2, "cycles": 3}},
-    "optimizer": {"steps": [1, 2]},
-}
-
-
-@target(CheckpointError, UsageError)
-def checkpoint_state(data: bytes) -> None:
-    """A run's only checkpoint, signed by whoever changed it."""
-    place("resumed/checkpoints/outside.safetensors", safetensors_bytes({"outside": torch.ones(2)}, Reader(b"")))
-
-    def fill(folder: Path) -> None:
-        (folder / "train_config.json").write_text("{}")
-        (folder / "state.json").write_bytes(json_of(data, _STATE))
-        (folder / "optimizer.safetensors").write_bytes(safetensors_bytes({"exp_avg/w": torch.ones(2)}, Reader(b"")))
-
-    write_checkpoint(FOLDER / "resumed" / "checkpoints", 8, fill)
-    found = Resumption.find(FOLDER / "resumed")
-    assert all(name.isidentifier() for name in found.state) and "outside" not in str(found.state)
-    found.check(replace(found.config, epochs=found.config.epochs + 1))
-    assert found.as_long(found.config).cycles > 0 or found.pretraining
-    assert isinstance(found.changed_conditions({"threads": 2}), str) and not found.finished(found.config)
-
-
-METRICS = {
-    "finished": True,
-    "diverged": False,
-    "epochs": [{"epoch": 1, "dev": {"sst": {"accuracy": 0.5}}}],
-    "config": {"recipe": "baseline", "tasks": "all", "epochs": 1, "bregman": {"tasks": "all"}},
-    "bregman": {"anchor_divergence": 0.25},
-    "environment": {"versions": {"torch": "2"}},
-}
-
-
-@target(CheckpointError)
-def metrics_json(data: bytes) -> None:
-    (FOLDER / "metrics").mkdir(exist_ok=True)
-    place("metrics/metrics.json", json_of(data, METRICS))
-    run = RunData.read(FOLDER / "metrics")
-    assert isinstance(run.config, dict) and isinstance(run.epochs, list) and isinstance(run.recipe, str)
-    assert isinstance(run.section("environment", "versions"), dict)
-
-
-@target(CheckpointError)
-def losses_csv(data: bytes) -> None:
-    place("losses/metrics.json", b"{}")
-    place("losses/losses.csv", data)
-    run = RunData.read(FOLDER / "losses")
-    for curves in run.curves.values():
-        for curve in curves.values():
-            assert len(curve.steps) == len(curve.values) and all(map(math.isfinite, curve.values))
-    # What draws them works in 64 bits.
-    assert all(abs(number) < 2**53 for number in (run.last_step, *run.epoch_ends, *run.epoch_ends.values()))
-
-
-@target(CheckpointError)
-def predictions(data: bytes) -> None:
-    place("predictions/sst-dev-output.csv", data)
-    found = read_predictions(FOLDER / "predictions", "dev", ["sst"])["sst"]
-    assert found.ndim == 1 and (found.size == 0 or math.isfinite(found.sum()))
