@@ -98,7 +98,7 @@ faults: $(STAMPS)/test
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py $(ARGS)
 	$(BIN)/python benchmarks/tables.py
 
-# Every reader and op on inputs that nobody would write; an hour or so of a core. ARGS="--inputs 20000 --only data_file".
+# Every reader and op on inputs that nobody would write; minutes to an hour of a core. ARGS="--inputs 20000 --only data_file".
 fuzz: $(STAMPS)/dev
 	$(PIP) --quiet atheris
 	$(BIN)/python tests/fuzz/campaign.py $(ARGS)

@@ -28,7 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fault_places import damaged, disk, readonly
-from fault_runs import EVERY, Row, Runs, has_checkpoints, newest, refused, wait_for
+from fault_runs import EVERY, Fault, Row, Runs, has_checkpoints, newest, refused, wait_for
 from results_io import RESULTS, source
 
 from smartcs.training.run_folder import CHECKPOINTS
@@ -61,9 +61,11 @@ def kill(runs: Runs, rng: random.Random, count: int) -> Row:
             time.sleep(rng.uniform(0.3, 1.0) * runs.seconds)
         process.kill()
         process.communicate()
-        if process.returncode != -signal.SIGKILL:  # it had ended; another moment
+        if process.returncode == 0:  # it had ended; another moment
             shutil.rmtree(run)
             continue
+        if process.returncode != -signal.SIGKILL:
+            raise Fault(f"exit status {process.returncode} before it was killed")
         half = any((run / CHECKPOINTS).glob(".step-*"))
         before = newest(run) is None
         row.hit("in a checkpoint's write" if half else "before the first checkpoint" if before else "between")

@@ -44,14 +44,14 @@ def count_findings(folder: Path, *by: str) -> str:
 def fuzz_table(folder: Path) -> str:
     """Inputs and time by reader, and their sum."""
     rows = read("fuzz.json", folder).get("rows", [])
-    lines = ["| reader | inputs | hours | open findings | command |", "|---|--:|--:|--:|---|"]
+    lines = ["| reader | inputs | seconds | open findings | command |", "|---|--:|--:|--:|---|"]
     for row in rows:
         command = f"`python tests/fuzz/campaign.py --only {row['target']} --inputs {row['inputs']}`"
-        hours = row["seconds"] / 3600
-        lines.append(f"| {WHAT[row['target']]} | {row['inputs']:,} | {hours:.2f} | {len(row['found'])} | {command} |")
-    inputs, hours = sum(row["inputs"] for row in rows), sum(row["seconds"] for row in rows) / 3600
+        figures = f"{row['inputs']:,} | {row['seconds']:,.0f} | {len(row['found'])}"
+        lines.append(f"| {WHAT[row['target']]} | {figures} | {command} |")
+    inputs, seconds = sum(row["inputs"] for row in rows), sum(row["seconds"] for row in rows)
     found = sum(len(row["found"]) for row in rows)
-    lines.append(f"| **all** | **{inputs:,}** | **{hours:.2f}** | **{found}** | `make fuzz` |")
+    lines.append(f"| **all** | **{inputs:,}** | **{seconds:,.0f}** | **{found}** | `make fuzz` |")
     return "\n".join(lines)
 
 

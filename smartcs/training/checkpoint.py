@@ -169,8 +169,9 @@ def put_back(checkpoints: Path) -> None:
 def clean(checkpoints: Path) -> None:
     """Removes what a killed process has left half-written, after `put_back`."""
     put_back(checkpoints)
-    for path, _ in _left_over(checkpoints):
-        shutil.rmtree(path, ignore_errors=True)
+    for path, name in _left_over(checkpoints):
+        if name[2] == "tmp" or (checkpoints / name[1]).exists():  # else it is the only one
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _left_over(checkpoints: Path) -> list[tuple[Path, re.Match[str]]]:

@@ -72,8 +72,9 @@ class Checkpointer:
             loop: of the stage, between two steps.
             record: what the run has reached.
             log: losses.csv of the stage, with all steps so far.
-            final: whether the run ends with it. It is an error then that it cannot be written, and else a warning; but
-                the second in a row is an error, too, or a run would train on with ever more to lose.
+            final: whether it is an error that it cannot be written: the run ends with it, or later ones need it. Else
+                that is a warning; but the second in a row is an error, too, or a run would train on with ever more to
+                lose.
 
         Raises:
             OSError: it could not be written. The one before is whole.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from smartcs.data.examples import DataError
+from smartcs.data.examples import SPLITS, DataError
 from smartcs.model.files import CheckpointError, copy_writer, damaged, first_line, read_json, write_files
 from smartcs.training.checkpoint import MANIFEST, Checkpoint, clean, digest_of, is_name, listed, put_back
 from smartcs.training.commandline import UsageError
@@ -180,8 +180,9 @@ class Resumption:
         """Whether there is nothing left to do."""
         path = self.folder / METRICS
         metrics = read_json(path) if path.is_file() else {}
-        ended = metrics.get("finished") and not metrics.get("interrupted") and not metrics.get("diverged")
-        return bool(ended) and len(metrics.get("epochs") or ()) >= config.epochs
+        with damaged(path, "the metrics of a run"):
+            ended = metrics.get("finished") and not metrics.get("interrupted") and not metrics.get("diverged")
+            return bool(ended) and len(metrics.get("epochs") or ()) >= config.epochs
 
     def changed_conditions(self, conditions: Mapping[str, Any]) -> str:
         """A note where the last bits of a step may be others here than in the run so far; else empty."""
@@ -227,6 +228,14 @@ def _check_state(state: Mapping[str, Any]) -> None:
     for part in (state["conditions"], state["data"], *state["data"].values()):
         if not isinstance(part, dict):
             raise TypeError(f"expected an object, got {reprlib.repr(part)}")
+    if not set(state["data"]) <= set(SPLITS):
+        raise ValueError(
+            f"the splits of the data are {reprlib.repr(list(state['data']))}, expected {', '.join(SPLITS)}"
+        )
+    pretrained = state["record"]["pretrained"]
+    for name in () if pretrained is None else ("steps", "steps_per_epoch"):
+        if type(pretrained[name]) is not int or type(pretrained["interrupted"]) is not bool:
+            raise ValueError(f"pretrained is {reprlib.repr(pretrained)}, expected the figures of that stage")
     if best is not None and not (is_name(best["checkpoint"]) and set(best["files"]) <= set(MODEL_FILES)):
         raise ValueError(f"the best epoch's weights are {reprlib.repr(best)}, expected a checkpoint's")
 

@@ -262,8 +262,8 @@ class _Run:
             f"epoch {len(record.history)}/{self.config.epochs}: dev {figures_line(evaluation.figures)}"
             f"{'  (best so far, saved)' if is_best else ''}  after {clock(record.seconds)}"
         )
-        # The folder has no other weights than the best: without their checkpoint nobody could go on from an older one.
-        self._save_checkpoint(final=is_best)
+        # Once a later epoch is the best, these weights are nowhere but in this checkpoint, and later ones need them.
+        self._save_checkpoint(final=is_best and len(record.history) < self.config.epochs)
 
     @property
     def _step(self) -> int:

@@ -153,6 +153,18 @@ def test_killed_at_any_moment_of_a_write(written, monkeypatch, moment):
     assert names(written.parent) == [written.name] and Checkpoint.read(written).step == 12
 
 
+def test_what_cannot_be_put_back_stays(written, monkeypatch):
+    """A folder that may not be changed, as it seems: the only copy is not removed from it."""
+    old = written.rename(written.with_name(f".{written.name}.7.old"))
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint_module.Path, "rename", refuse)
+    clean(written.parent)
+    assert Checkpoint.read(old).step == 12
+
+
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     order, rename = [], checkpoint_module.Path.rename
 

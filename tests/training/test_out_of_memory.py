@@ -10,6 +10,7 @@ from training.resuming import go_on
 
 from smartcs.training import checkpointing
 from smartcs.training import evaluation as evaluation_module
+from smartcs.training import pretraining as pretraining_module
 from smartcs.training.objective import Objective
 from smartcs.training.out_of_memory import OutOfMemory, is_out_of_memory, telling_what_needs_less
 from smartcs.training.resume import Resumption
@@ -127,5 +128,22 @@ def test_memory_is_named_though_the_disk_is_full_too(short, monkeypatch):
     out = io.StringIO()
     with pytest.raises(OutOfMemory, match="lower --eval-batch-size"):
         train(short(), Console(file=out, width=500))
-    assert "warning: the checkpoint of step 12 could not be written" in out.getvalue()
-    assert "going on" not in out.getvalue().splitlines()[-1] and "to go on from step 6" in out.getvalue()
+    (line,) = (line for line in out.getvalue().splitlines() if "checkpoint of step 12" in line)
+    assert line.startswith("warning: the checkpoint of step 12 could not be written") and "going on" not in line
+    assert "to go on from step 6" in out.getvalue()
+
+
+def test_pretraining_too(short, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining_module.MaskedLanguageModel, "loss", exhausted)
+        with pytest.raises(OutOfMemory, match="in pretraining, at step 1, a batch of 6 sst examples"):
+            train(short(recipe="pretrain"), Console(quiet=True))
+    monkeypatch.setattr(pretraining_module, "masked_loss", exhausted)
+    with pytest.raises(OutOfMemory, match=r"evaluating 24 sst examples .* lower --eval-batch-size"):
+        train(short(recipe="pretrain", overwrite=True), Console(quiet=True))
+
+
+def test_elsewhere_it_is_one_line(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("smartcs.training.inputs.build_model", exhausted)
+    code, _, err = command("train", "--output", tmp_path / "run", "--model", "small")
+    assert code == 1 and err.startswith("error: out of memory (") and err.count("\n") == 1

@@ -278,6 +278,9 @@ STRANGE = [
     (("stage",), "napping", "stage is 'napping'"),
     (("data",), None, "KeyError: 'data'"),
     (("data", "train"), "x", "expected an object"),
+    (("data", "foo"), {"sst": "0"}, "expected train, dev, test"),
+    (("record", "pretrained"), {}, "KeyError: 'steps'"),
+    (("record", "pretrained"), {"steps": "x", "steps_per_epoch": 1, "interrupted": False}, "pretrained is"),
     (("conditions",), [], "expected an object"),
     (("loop",), {}, "KeyError: 'sampler'"),
     (("loop", "sampler", "cycles"), "x", "the sampler's cycles is 'x'"),
@@ -317,6 +320,12 @@ def sign(folder: Path) -> None:
     manifest["files"][STATE] = {"bytes": (folder / STATE).stat().st_size, "sha256": digest_of(folder / STATE)}
     del manifest["sha256"]
     (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": _own_digest(manifest)}))
+
+
+def test_metrics_from_a_stranger(command, begun):
+    (begun / "metrics.json").write_text('{"finished": true, "epochs": 5}')
+    code, _, err = command("train", "--resume", begun)
+    assert code == 2 and "metrics.json: not the metrics of a run (TypeError" in one_line(err)
 
 
 def test_a_run_of_checkpoints_alone(begun, kept):
