@@ -49,6 +49,7 @@ void noise(const PerturbNoise& args, void* row_buffer, int64_t begin, int64_t en
 // The lanes of a vector as vectors of double.
 template <class A>
 struct Wide {
+  // NOLINTNEXTLINE(bugprone-sizeof-expression): A may be double
   static constexpr int kParts = sizeof(double) / sizeof(A);
   Vec<double> parts[kParts];
 };
@@ -143,6 +144,7 @@ void finish(Norm norm, int64_t count, const S* v, const S* g, S* out, A* statist
   sweep<A>(count, [&](int64_t j, auto n) {
     store(out + j, moved(j, n), n);
     const Vec<A> y = load(out + j, n), d = load(g + j, n), x = load(v + j, n);
+    // NOLINTNEXTLINE(misc-redundant-expression): what is not finite is no 0
     broken += (x - x) + (d - d) + (y - y);  // 0 or NaN
     add_product<A>(product, y, d);
     add_product<A>(squares, y, y);
@@ -173,7 +175,8 @@ void step_group(const PerturbStep& args, int64_t count, const S* v, const S* g, 
     if (args.norm == Norm::one) {
       return write([&](int64_t j, auto n) {
         const Vec<A> w = ascent(j, n), zero{};
-        return w > zero ? splat(A(1)) : w < zero ? splat(A(-1)) : w - w;  // NaN stays
+        // NOLINTNEXTLINE(misc-redundant-expression): NaN stays
+        return w > zero ? splat(A(1)) : w < zero ? splat(A(-1)) : w - w;
       });
     }
     const A size = static_cast<A>(length<A>(args.norm, count, ascent) + args.norm_eps);
