@@ -64,14 +64,14 @@ def disk(runs: Runs, rng: random.Random) -> Row:
             row.hit("full disk")
             broken(runs, runs.start(run), run, row, "No space left", partial(again, "size=1g"))
         print(f"disk: of {part:.0%} of the room, {row}", flush=True)
-    largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     for part in FILES:
-        bounded(runs, runs.folder / f"files-{part}", row, round(part * largest))
+        bounded(runs, runs.folder / f"files-{part}", row, part)
     return row
 
 
-def bounded(runs: Runs, run: Path, row: Row, most: int) -> None:
-    """Files of at most that many bytes: what a quota does, without root's rights."""
+def bounded(runs: Runs, run: Path, row: Row, part: float) -> None:
+    """Files of at most a part of a run's largest: what a quota does, without root's rights."""
+    most = round(part * max(path.stat().st_size for path in runs.whole().rglob("*") if path.is_file()))
     row.hit("files that may not grow")
     process = runs.start(run, limit=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most)))
     broken(runs, process, run, row, "File too large", lambda: None)

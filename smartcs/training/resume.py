@@ -233,8 +233,8 @@ def _check_state(state: Mapping[str, Any]) -> None:
             f"the splits of the data are {reprlib.repr(list(state['data']))}, expected {', '.join(SPLITS)}"
         )
     pretrained = state["record"]["pretrained"]
-    for name in () if pretrained is None else ("steps", "steps_per_epoch"):
-        if type(pretrained[name]) is not int or type(pretrained["interrupted"]) is not bool:
+    for name, kind in (("steps", int), ("steps_per_epoch", int), ("interrupted", bool)):
+        if pretrained is not None and type(pretrained[name]) is not kind:
             raise ValueError(f"pretrained is {reprlib.repr(pretrained)}, expected the figures of that stage")
     if best is not None and not (is_name(best["checkpoint"]) and set(best["files"]) <= set(MODEL_FILES)):
         raise ValueError(f"the best epoch's weights are {reprlib.repr(best)}, expected a checkpoint's")

@@ -46,15 +46,9 @@ PICTURES = (
     *(f"smart-{column}" for column in ("alignment", "perturbation", "smart", "bregman")),
     "pretrain-loss",
 )
-# What `MultitaskBert.save_pretrained` writes, some of it only for some models.
-MODEL_FILES = (
-    "config.json",
-    "model.safetensors",
-    "1_Pooling/config.json",
-    *sorted(TOKENIZER_FILES),
-    HEADS_CONFIG,
-    HEADS_WEIGHTS,
-)
+# What `save_pretrained` writes of an encoder and of a `MultitaskBert`, some of it only for some models.
+_ENCODER_FILES = ("config.json", "model.safetensors", "1_Pooling/config.json", *sorted(TOKENIZER_FILES))
+MODEL_FILES = (*_ENCODER_FILES, HEADS_CONFIG, HEADS_WEIGHTS)
 # Everything a run writes. A folder with one of the first group holds a run.
 _MARKS = (CONFIG, METRICS, LOSSES, HEADS_CONFIG)
 _RUN_FILES = (
@@ -62,8 +56,7 @@ _RUN_FILES = (
     *MODEL_FILES,
     REPORT,
     *(f"figures/{name}.png" for name in PICTURES),
-    *(f"{PRETRAINED}/{name}" for name in (LOSSES, "config.json", "model.safetensors", *TOKENIZER_FILES)),
-    f"{PRETRAINED}/1_Pooling/config.json",
+    *(f"{PRETRAINED}/{name}" for name in (LOSSES, *_ENCODER_FILES)),
     *(f"{PREDICTIONS}/{file_name(task, split)}" for task in TASKS for split in SPLITS),
 )
 

@@ -17,7 +17,6 @@ with atheris.instrument_imports(
     + ["json", "csv", "inputs", "target", "targets", "run_targets"],
     exclude=["smartcs.model.bert", "smartcs.model.mlm"],
 ):
-    import target
     import targets
 
 targets.torch.set_num_threads(1)
@@ -25,7 +24,7 @@ resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def run(data: bytes) -> None:
-    target.check(NAME, data)
+    targets.TARGETS[NAME].check(data)
 
 
 atheris.Setup([sys.argv[0], *sys.argv[2:]], run)

@@ -24,27 +24,19 @@ class Target:
     run: Callable[[bytes], None]
     refuses: tuple[type[Exception], ...]
 
+    def check(self, data: bytes) -> bool:
+        """Runs it on an input; whether that was read. Whatever it should not raise comes through."""
+        try:
+            self.run(data)
+        except self.refuses as error:
+            message = str(error)
+            assert message.strip() and len(message) < 20_000, f"a message of {len(message)} characters"
+            return False
+        return True
 
-TARGETS: dict[str, Target] = {}
 
-
-def target(*refuses: type[Exception]) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
-    def add(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        TARGETS[run.__name__] = Target(run, refuses)
-        return run
-
-    return add
-
-
-def check(name: str, data: bytes) -> bool:
-    """Runs a target on an input; whether it was read. Whatever it should not raise comes through."""
-    try:
-        TARGETS[name].run(data)
-    except TARGETS[name].refuses as error:
-        message = str(error)
-        assert message.strip() and len(message) < 20_000, f"{name}: a message of {len(message)} characters"
-        return False
-    return True
+def target(*refuses: type[Exception]) -> Callable[[Callable[[bytes], None]], Target]:
+    return lambda run: Target(run, refuses)
 
 
 def place(name: str, content: bytes) -> Path:

@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import run_targets  # noqa: F401, which adds those of a run's files
+import run_targets
 import torch
 from inputs import Reader, safetensors_bytes
 from small_models import small_config
-from target import FOLDER, json_of, place, target
+from target import FOLDER, Target, json_of, place, target
 
 from smartcs import BertModel
 from smartcs._reading import parse_json
@@ -216,3 +216,7 @@ def vocabulary(data: bytes) -> None:
         place("vocabulary/tokenizer_config.json", b"{}")
     place("vocabulary/vocab.txt", data[1:])
     _check_tokenizer(FOLDER / "vocabulary")
+
+
+# By name, those of a run's files too.
+TARGETS = {name: found for name, found in (vars(run_targets) | globals()).items() if isinstance(found, Target)}

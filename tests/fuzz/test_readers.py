@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import run_targets
-import targets  # noqa: F401, which makes them
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inputs import Reader, changed
-from target import TARGETS, check
+from targets import TARGETS
 
 from smartcs.model.files import CheckpointError
 from smartcs.report.run_page import write_run_report
@@ -42,7 +41,7 @@ def test_every_target_has_a_corpus() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_corpus(name: str) -> None:
     """Something in it is read, so the fuzzers begin behind the parsers; what was once found is refused or read."""
-    read = [check(name, path.read_bytes()) for path in sorted((CORPUS / name).iterdir())]
+    read = [TARGETS[name].check(path.read_bytes()) for path in sorted((CORPUS / name).iterdir())]
     assert any(read)
 
 
@@ -51,7 +50,7 @@ def test_reader(name: str) -> None:
     @QUICK
     @given(inputs(name))
     def run(data: bytes) -> None:
-        check(name, data)
+        TARGETS[name].check(data)
 
     run()
 

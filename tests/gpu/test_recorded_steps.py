@@ -8,8 +8,7 @@ import pytest
 import torch
 from devices import DEVICE, REHEARSAL, fused
 from small_models import small_config
-from training.recorded import RecordedCalls
-from training.recorded import nothing_waits as nothing_on_the_host
+from training.recorded import RecordedCalls, nothing_waits
 
 import smartcs
 from smartcs import BertModel, HeadConfig, MultitaskBert, kernels
@@ -49,22 +48,19 @@ def trainer(recorded: bool, **values) -> Trainer:
 
 
 @contextmanager
-def nothing_waits(made: Trainer):
+def watched():
     """Once a shape has been warmed up, torch refuses to wait for a GPU while a step is launched or recorded."""
-    # A CPU has nothing to wait for: a rehearsal's RecordedCalls refuse what would, and so does `nothing_on_the_host`.
+    # A CPU has nothing to wait for: a rehearsal's RecordedCalls refuse what would, and so does `nothing_waits`.
     mode = Mock() if REHEARSAL else Mock(wraps=torch.cuda.set_sync_debug_mode)
     run = DeviceStep._run
 
-    def watched(self, task, shapes, slices):
+    def refusing(self, task, shapes, slices):
         mode("error" if min(shape.runs for shape in shapes) >= device_step._WARM_UP else "default")
         try:
-            return run(self, task, shapes, slices)
+            with nothing_waits() if REHEARSAL and self.recorder is None else nullcontext():
+                return run(self, task, shapes, slices)
         finally:
             mode("default")
-
-    def refusing(self, *arguments):
-        with nothing_on_the_host() if REHEARSAL and self.recorder is None else nullcontext():
-            return watched(self, *arguments)
 
     with patch.object(DeviceStep, "_run", refusing):
         yield
@@ -72,7 +68,7 @@ def nothing_waits(made: Trainer):
 
 
 def course(made: Trainer) -> tuple[list[tuple[float | None, ...]], list[torch.Tensor]]:
-    with nothing_waits(made):
+    with watched():
         steps = [(step.loss, *step.terms().values()) for step in made.epoch()]
     models = [made.model] if made.objective.anchor is None else [made.model, made.objective.anchor.anchor]
     return steps, [p.detach().cpu() for model in models for p in model.parameters()]

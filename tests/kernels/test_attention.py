@@ -197,15 +197,6 @@ MUTATIONS = {
     "dk not transposed": ("dk += dot(ds, q)", "dk += dot(tl.trans(ds), q)"),
     "keys in ascending order": ("column_at(start + tl.arange(0, BLOCK_K))", "start + tl.arange(0, BLOCK_K)"),
 }
-
-
-@pytest.mark.mistake
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_mutants_are_rejected(interpreter, mutation, dtype):
-    check_mutant(problem([2, 17], 2, 16, DROPOUT), dtype, Blocks(32, 32, 1), MUTATIONS[mutation])
-
-
 MUTATIONS_OF_WHOLE_SENTENCES = {
     "whole beyond a block": ("positions(length) <= BLOCK_K", "positions(length) <= 2 * BLOCK_K"),
     "sums of another launch": ("        if whole:\n            total", "        if False:\n            total"),
@@ -216,20 +207,18 @@ MUTATIONS_OF_WHOLE_SENTENCES = {
 
 @pytest.mark.mistake
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mutation", MUTATIONS_OF_WHOLE_SENTENCES)
-def test_mutants_of_whole_sentences_are_rejected(interpreter, mutation, dtype):
-    p = problem([65, 17], 1, 16, DROPOUT)
-    check_mutant(p, dtype, Blocks(16, 64, 1), MUTATIONS_OF_WHOLE_SENTENCES[mutation])
-
-
-def check_mutant(p, dtype, blocks, mutation):
-    """It is rejected by the error budget, or by what watches the memory."""
+@pytest.mark.parametrize("mutation", MUTATIONS | MUTATIONS_OF_WHOLE_SENTENCES)
+def test_mutants_are_rejected(interpreter, mutation, dtype):
+    """By the error budget, or by what watches the memory."""
     from interpreted import mutant
 
+    change, blocks, lengths = MUTATIONS.get(mutation), Blocks(32, 32, 1), [2, 17]
+    if change is None:
+        change, blocks, lengths = MUTATIONS_OF_WHOLE_SENTENCES[mutation], Blocks(16, 64, 1), [65, 17]
     found = "error budget|write the same element|not finite"
-    with mutant(OP, OP, *mutation), pytest.raises(AssertionError, match=found):
+    with mutant(OP, OP, *change), pytest.raises(AssertionError, match=found):
         import_module("smartcs.kernels.attention").blocks = lambda *_: blocks
-        check_budget(p, dtype)
+        check_budget(problem(lengths, 2, 16, DROPOUT), dtype)
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 4], [0], []], ids=str)

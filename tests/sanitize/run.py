@@ -4,7 +4,7 @@ Each builds the extension into build/sanitize/NAME, a package of its own (the in
 the tests of the ops with it. Then the same with a mistake put into a copy of one source, which the sanitizer must find:
 a write beyond a buffer, a signed overflow, two threads that write one number.
 
-    python tests/sanitize/run.py                    everything, half an hour of two cores
+    python tests/sanitize/run.py                    everything, up to an hour of two cores
     python tests/sanitize/run.py --only thread      one of address, thread, emulation
 
 address: AddressSanitizer and UndefinedBehaviorSanitizer over tests/ops, but for torch.compile's.

@@ -10,7 +10,7 @@ from run_comparison import differences
 from training.resuming import go_on
 
 from smartcs.training import run as run_module
-from smartcs.training.checkpoint import MANIFEST, _own_digest, digest_of
+from smartcs.training.checkpoint import MANIFEST, write_checkpoint
 from smartcs.training.commandline import UsageError
 from smartcs.training.resume import Resumption
 from smartcs.training.run_folder import read_config
@@ -315,11 +315,12 @@ def test_a_state_from_a_stranger(command, begun, path, value, message):
 
 
 def sign(folder: Path) -> None:
-    """Makes the manifest say what state.json is now."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][STATE] = {"bytes": (folder / STATE).stat().st_size, "sha256": digest_of(folder / STATE)}
-    del manifest["sha256"]
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": _own_digest(manifest)}))
+    """Writes the checkpoint anew, with a manifest of what is there."""
+
+    def fill(new: Path) -> None:
+        shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+
+    write_checkpoint(folder.parent, int(folder.name.removeprefix("step-")), fill)
 
 
 def test_metrics_from_a_stranger(command, begun):

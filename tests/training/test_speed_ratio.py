@@ -18,7 +18,7 @@ from smartcs.training.config import TrainConfig
 from smartcs.training.trainer import Trainer
 
 # Time of the reference over time of fused, in medians of 5 turns: 1.98 to 2.30 with AVX-512 (EPYC 9005), 1.37 to 1.40
-# where the same CPU is held to AVX2, and 1.18 on another machine. That is how much faster oneDNN's products are than
+# where the same CPU is held to AVX2, and 1.18 on another machine. Most of it is that oneDNN's products are faster than
 # those of PyTorch's BLAS; where both sides use the BLAS, the products, most of the work, are the same.
 LEAST = 1.1
 LEAST_WITH_EQUAL_PRODUCTS = 1.05
